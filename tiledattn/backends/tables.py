@@ -1,0 +1,61 @@
+"""A plan's integer tables as tensors on a device, cached by value: small, and the same for every call."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..geometry import AttentionPlan, TileLayout, normalized_windows
+from ..geometry.windows import normalize_axis
+
+
+class AttentionTables(NamedTuple):
+    """Device copy of `AttentionPlan.table`.
+
+    The halo of tile t is `t * N + index[starts[c] : starts[c + 1]]` (flat canvas tokens) with c = class_of_tile[t];
+    flat token f is canvas token f % N of tile f // N, and lies at sequence place P + f % N.
+    """
+
+    class_of_tile: Tensor  # int32 [T]
+    starts: Tensor  # int64 [classes + 1]
+    index: Tensor  # int32 [starts[-1]]
+
+
+@lru_cache(maxsize=128)
+def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTables:
+    """The plan's tables on `device`."""
+    starts, index = plan.table
+    return AttentionTables(
+        torch.from_numpy(plan.class_of_tile).to(device),
+        torch.from_numpy(starts).to(device),
+        torch.from_numpy(index).to(device),
+    )
+
+
+@lru_cache(maxsize=256)
+def class_table(plan: AttentionPlan, class_index: int, device: torch.device) -> Tensor:
+    """`AttentionPlan.class_table` on `device`, int64 [halo_length]."""
+    return torch.from_numpy(plan.class_table(class_index)).to(device)
+
+
+@lru_cache(maxsize=256)
+def window_tables(
+    layout: TileLayout, kind: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """`normalized_windows` on `device`: per axis [tiles on the axis, tile]."""
+    return tuple(
+        torch.tensor(table, dtype=dtype, device=device) for table in normalized_windows(layout, kind)
+    )
+
+
+def custom_window_tables(
+    layout: TileLayout, windows: list[Tensor], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """The same from a caller's 1-D windows, one [tile] per axis."""
+    return tuple(
+        torch.tensor(normalize_axis(axis, window.detach().double().cpu().numpy()), dtype=dtype, device=device)
+        for axis, window in zip(layout.axes, windows, strict=True)
+    )
