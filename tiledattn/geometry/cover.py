@@ -68,7 +68,7 @@ def axis_ring_table(axis: Axis, before: int, after: int) -> AxisRing:
 
 @lru_cache(maxsize=1024)
 def axis_run(axis: Axis, limit: int) -> int:
-    """The largest divisor of `limit` (a power of two) whose aligned runs of positions never cross a tile's end.
+    """The largest divisor of `limit` (a power of two) whose aligned runs of positions never cross a tile end.
 
     Positions k * run .. k * run + run - 1 lie next to one another in every tile that covers any of them.
     """
