@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..geometry import AttentionPlan, TileLayout, normalized_windows
 from ..geometry.windows import normalize_axis
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+
+def shared(make: Callable[Args, Result]) -> Callable[Args, Result]:
+    """For functions whose tensors are cached: makes them usable in training too when first made in inference mode."""
+
+    @wraps(make)
+    def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        with torch.inference_mode(False), torch.no_grad():
+            return make(*args, **kwargs)
+
+    return wrapper
 
 
 class AttentionTables(NamedTuple):
@@ -25,6 +40,7 @@ class AttentionTables(NamedTuple):
 
 
 @lru_cache(maxsize=128)
+@shared
 def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTables:
     """The plan's tables on `device`."""
     starts, index = plan.table
@@ -36,19 +52,17 @@ def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTabl
 
 
 @lru_cache(maxsize=256)
+@shared
 def class_table(plan: AttentionPlan, class_index: int, device: torch.device) -> Tensor:
     """`AttentionPlan.class_table` on `device`, int64 [halo_length]."""
     return torch.from_numpy(plan.class_table(class_index)).to(device)
 
 
 @lru_cache(maxsize=256)
-def window_tables(
-    layout: TileLayout, kind: str, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
+@shared
+def window_tables(layout: TileLayout, kind: str, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """`normalized_windows` on `device`: per axis [tiles on the axis, tile]."""
-    return tuple(
-        torch.tensor(table, dtype=dtype, device=device) for table in normalized_windows(layout, kind)
-    )
+    return tuple(torch.tensor(table, dtype=dtype, device=device) for table in normalized_windows(layout, kind))
 
 
 def custom_window_tables(

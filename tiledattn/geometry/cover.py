@@ -58,9 +58,7 @@ def axis_ring_table(axis: Axis, before: int, after: int) -> AxisRing:
         for segment in segments:
             first = before + segment.offset
             source[index, first : first + segment.length] = segment.source
-            local[index, first : first + segment.length] = np.arange(
-                segment.start, segment.start + segment.length
-            )
+            local[index, first : first + segment.length] = np.arange(segment.start, segment.start + segment.length)
     source.setflags(write=False)
     local.setflags(write=False)
     return AxisRing(source, local)

@@ -80,9 +80,7 @@ class TileLayout:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """The layout axis by axis."""
-        return tuple(
-            Axis(*values) for values in zip(self.size, self.tile, self.overlap, self.wrap, strict=True)
-        )
+        return tuple(Axis(*values) for values in zip(self.size, self.tile, self.overlap, self.wrap, strict=True))
 
     @property
     def step(self) -> tuple[int, ...]:

@@ -117,10 +117,7 @@ class AttentionPlan:
     def rectangles(self, class_index: int) -> tuple[Rectangle, ...]:
         """The halo of a class as boxes, own tile left out."""
         numbers = np.unravel_index(class_index, self._patterns_per_axis)
-        per_axis = [
-            patterns[int(number)]
-            for number, (_, patterns) in zip(numbers, self._axis_patterns, strict=True)
-        ]
+        per_axis = [patterns[int(number)] for number, (_, patterns) in zip(numbers, self._axis_patterns, strict=True)]
         grid = self.layout.grid
         strides = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
         boxes = []

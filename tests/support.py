@@ -1,0 +1,173 @@
+"""What the tests share: random layouts, inputs, plain PyTorch as the yardstick, and the error budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tiledattn as ta
+from tiledattn.backends import reference
+from tiledattn.geometry import AttentionPlan, attention_plan, normalize_halo
+
+
+@st.composite
+def layouts(draw: st.DrawFn, axes: tuple[int, int] = (1, 3), most_positions: int = 12) -> ta.TileLayout:
+    """Layouts of a few small tiles, any overlap, each axis periodic or not."""
+    count = draw(st.integers(*axes))
+    longest = {1: most_positions, 2: 7, 3: 4}[count]
+    size = [draw(st.integers(1, longest)) for _ in range(count)]
+    tile = [draw(st.integers(1, n)) for n in size]
+    overlap = [draw(st.integers(0, w - 1)) for w in tile]
+    wrap = [draw(st.booleans()) for _ in range(count)]
+    return ta.TileLayout(size, tile, overlap, wrap)
+
+
+def halos(layout: ta.TileLayout) -> st.SearchStrategy[Any]:
+    """Halos as users write them."""
+    one = st.integers(0, max(layout.size) + 1)
+    return st.one_of(one, st.just("all"), st.tuples(*(st.integers(0, n + 1) for n in layout.size)))
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact value; infinite for NaN or a wrong shape."""
+    if found.shape != exact.shape:
+        return math.inf
+    norm = float(torch.linalg.vector_norm(exact.double())) or 1.0
+    error = float(torch.linalg.vector_norm(found.double() - exact.double())) / norm
+    return math.inf if math.isnan(error) else error
+
+
+def assert_within_budget(found: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """`found` errs at most twice what plain PyTorch errs in the same precision, plus one rounding unit."""
+    allowed = 2 * relative_error(plain, exact) + torch.finfo(found.dtype).eps
+    error = relative_error(found, exact)
+    assert error <= allowed, f"error {error:.3e} is over the budget of {allowed:.3e}"
+
+
+def poison(monkeypatch: Any) -> None:
+    """Makes memory that torch leaves uninitialised hold NaN."""
+
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+            x = make(*args, **kwargs)
+            return x.fill_(math.nan) if x.is_floating_point() else x
+
+        return wrapper
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (Tensor, "new_empty"),
+        (Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+def attention_inputs(
+    layout: ta.TileLayout,
+    *,
+    batch: int = 1,
+    prefix: int = 0,
+    heads: int = 2,
+    kv_heads: int | None = None,
+    dim: int = 8,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    form: str = "contiguous",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random q, k, v; `form` "contiguous", "strided" (every other element) or "fused" (slices of one QKV tensor)."""
+    generator = torch.Generator().manual_seed(seed)
+    kv_heads = heads if kv_heads is None else kv_heads
+    shape = (layout.num_tiles, batch, prefix + layout.tile_positions)
+
+    def random(*tail: int) -> Tensor:
+        return torch.randn(*shape, *tail, generator=generator, dtype=torch.float64).to(dtype)
+
+    if form == "fused":
+        fused = random(heads + 2 * kv_heads, dim)
+        q, k, v = fused.split([heads, kv_heads, kv_heads], dim=3)
+        return q, k, v
+    if form == "strided":
+        return tuple(random(2 * h, dim + 3)[..., ::2, 1 : dim + 1] for h in (heads, kv_heads, kv_heads))  # type: ignore[return-value]
+    return random(heads, dim), random(kv_heads, dim), random(kv_heads, dim)
+
+
+def consistent_inputs(
+    layout: ta.TileLayout, *, batch: int, heads: int, dim: int, dtype: torch.dtype, seed: int
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """q, k, v of an untiled canvas [B, L, H, D], and the same cut into tiles [T, B, N, H, D]."""
+    generator = torch.Generator().manual_seed(seed)
+    whole, cut = [], []
+    for _ in range(3):
+        canvas = torch.randn(batch, heads * dim, *layout.size, generator=generator, dtype=torch.float64).to(dtype)
+        whole.append(canvas.flatten(2).transpose(1, 2).unflatten(-1, (heads, dim)))
+        tiles = reference.extract_tiles(canvas, layout=layout)
+        cut.append(tiles.flatten(3).transpose(2, 3).unflatten(-1, (heads, dim)))
+    return tuple(whole), tuple(cut)  # type: ignore[return-value]
+
+
+def canvas_from_tokens(tokens: Tensor, layout: ta.TileLayout) -> Tensor:
+    """[T, B, N, H, D] -> [B, H * D, *size] by uniform blending in float64."""
+    tiles = tokens.double().flatten(3).transpose(2, 3).unflatten(-1, layout.tile)
+    return ta.blend_tiles(tiles, layout, "uniform", backend="reference")
+
+
+def oracle(q: Tensor, k: Tensor, v: Tensor, layout: ta.TileLayout, halo: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The float64 reference on upcast inputs, with its lse."""
+    return ta.cross_tile_attention(
+        q.double(), k.double(), v.double(), layout, halo, return_lse=True, backend="reference", **kwargs
+    )
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: ta.TileLayout,
+    halo: Any,
+    *,
+    num_prefix_tokens: int = 0,
+    prefix_mask: Tensor | None = None,
+    halo_weight: float = 1.0,
+    scale: float | None = None,
+) -> Tensor:
+    """What one would write by hand: tile by tile, gather, then SDPA in the inputs' precision."""
+    plan: AttentionPlan = attention_plan(layout, normalize_halo(layout, halo))
+    axes, tiles = reference._tiles(layout)
+    number = {index: t for t, index in enumerate(tiles)}
+    prefix, repeat = num_prefix_tokens, q.shape[3] // k.shape[3]
+    k, v = (x.repeat_interleave(repeat, dim=3) for x in (k, v))
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    for t, index in enumerate(tiles):
+        where = list(reference._outside(axes, index, plan.halo)) if halo_weight > 0 else []
+        rows = [(number[s], prefix + reference._row_major(p, layout.tile)) for s, p in where]
+        keys, values = (
+            torch.cat([x[t]] + [x[u][:, s : s + 1] for u, s in rows], 1).transpose(1, 2).contiguous() for x in (k, v)
+        )
+        bias = q.new_zeros(q.shape[1], 1, 1, keys.shape[2])
+        if prefix_mask is not None:
+            bias[:, 0, 0, :prefix].masked_fill_(~prefix_mask[t], -math.inf)
+        if where:
+            bias[..., q.shape[2] :] = math.log(halo_weight)
+        own = q.shape[2]
+        queries = q[t].transpose(1, 2).contiguous()
+        for part, cols in ((slice(0, prefix), own), (slice(prefix, own), keys.shape[2])):
+            if part.start < part.stop:
+                found = F.scaled_dot_product_attention(
+                    queries[:, :, part], keys[:, :, :cols], values[:, :, :cols], bias[..., :cols], scale=scale
+                )
+                out[t, :, part] = found.transpose(1, 2)
+    return out
+
+
+def all_positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Every position of a box, row-major."""
+    return list(itertools.product(*(range(n) for n in shape)))

@@ -1,0 +1,34 @@
+"""tiledattn: diffusion models that paint far beyond the size they were trained for, without seams.
+
+A canvas is cut into tiles; all tiles are denoised together, everything that mixes positions crosses tile borders
+(attention by a halo, convolutions by rings, norms by their scope), and predictions are blended into one canvas.
+
+Two lines for a diffusers pipeline are in `tiledattn.diffusers`; the operations are here.
+"""
+
+from .dispatch import BackendUnavailableError, backends, use_backend
+from .geometry import TileLayout
+from .ops import (
+    blend_tiles,
+    cross_tile_attention,
+    extract_tiles,
+    group_norm_tiles,
+    merge_attention,
+    pad_tiles,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "TileLayout",
+    "__version__",
+    "backends",
+    "blend_tiles",
+    "cross_tile_attention",
+    "extract_tiles",
+    "group_norm_tiles",
+    "merge_attention",
+    "pad_tiles",
+    "use_backend",
+]

@@ -1,0 +1,133 @@
+"""Which backend runs a call: an ordered list, each with reasons why it can't."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from .selfcheck import failed_self_check
+
+ENVIRONMENT_VARIABLE = "TILEDATTN_BACKEND"
+
+_MODULES = {"triton": ".backends.triton", "torch": ".backends.pytorch", "reference": ".backends.reference"}
+_AUTOMATIC = ("triton", "torch")
+
+_logger = logging.getLogger("tiledattn")
+_chosen: ContextVar[str | None] = ContextVar("tiledattn_backend", default=None)
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for can't take this call; the message says why."""
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend by name, in the order in which "auto" tries them, with None or why it can't run here.
+
+    Example:
+        >>> tiledattn.backends()
+        {'triton': 'no CUDA or ROCm device', 'torch': None, 'reference': None}
+
+    "reference" is the float64 oracle: never taken by "auto".
+    """
+    return {name: _module(name).probe() for name in _MODULES}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside the `with`, calls that say "auto" take this backend ("auto" restores the automatic choice).
+
+    An operation that the backend doesn't have at all (Triton has no group norm) stays with the automatic choice; one
+    that it has never falls back. The environment variable TILEDATTN_BACKEND does the same for a process.
+
+    Raises:
+        ValueError: an unknown name, listing the known ones.
+    """
+    token = _chosen.set(_known(name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def select(op: str, requested: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> ModuleType:
+    """The backend module that runs `op` on tensors of a device, dtype and head dim.
+
+    Raises:
+        ValueError: an unknown name, listing the known ones.
+        BackendUnavailableError: the named backend can't take the call.
+    """
+    name = _known(requested)
+    if name == "auto":
+        name = _ambient(op)
+    if name != "auto":
+        module = _module(name)
+        reason = _refusal(module, op, device, dtype, head_dim)
+        if reason is not None:
+            raise BackendUnavailableError(
+                f"backend {name!r} can't run {op} on {device}, {dtype}: {reason}; "
+                "use backend='auto' to let the library choose"
+            )
+        return module
+    for name in _AUTOMATIC:
+        module = _module(name)
+        reason = _refusal(module, op, device, dtype, head_dim)
+        if reason is None:
+            reason = failed_self_check(module, _module("torch"), op, device, dtype, head_dim)
+        if reason is None:
+            return module
+        _log_once(name, op, device.type, dtype, head_dim, reason)
+    raise BackendUnavailableError(f"no backend can run {op} on {device}, {dtype}; see tiledattn.backends()")
+
+
+def explain(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> dict[str, str | None]:
+    """For a call of this kind: each backend that "auto" would try, with None or the reason it is passed over."""
+    reasons = {}
+    for name in _AUTOMATIC:
+        module = _module(name)
+        reasons[name] = _refusal(module, op, device, dtype, head_dim) or failed_self_check(
+            module, _module("torch"), op, device, dtype, head_dim
+        )
+    return reasons
+
+
+def _ambient(op: str) -> str:
+    """The backend that the surrounding `use_backend` or the environment names, if it has the operation at all."""
+    name = _chosen.get()
+    if name is None:
+        name = _known(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+    return name if name == "auto" or hasattr(_module(name), op) else "auto"
+
+
+def _known(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"backend: got {name!r} ({type(name).__name__}); expected a name such as 'auto'")
+    if name != "auto" and name not in _MODULES:
+        raise ValueError(f"backend: got {name!r}; known are auto, {', '.join(_MODULES)}")
+    return name
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(_MODULES[name], __package__)
+
+
+def _refusal(module: ModuleType, op: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if not hasattr(module, op):
+        return f"it has no {op}"
+    reason: str | None = module.probe()
+    if reason is None:
+        reason = module.rejects(op, device, dtype, head_dim)
+    return reason
+
+
+@cache
+def _log_once(name: str, op: str, device: str, dtype: torch.dtype, head_dim: int, reason: str) -> None:
+    _logger.info("%s on %s, %s: backend %r passed over: %s", op, device, dtype, name, reason)

@@ -1,0 +1,92 @@
+"""Checks at the public edge: each names the argument, what it got and what would work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..geometry import TileLayout
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_layout(layout: object) -> TileLayout:
+    """`layout` is a TileLayout."""
+    if not isinstance(layout, TileLayout):
+        raise TypeError(f"layout: got {type(layout).__name__}; expected a tiledattn.TileLayout")
+    return layout
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """`value` is a tensor of a floating dtype that the operations know, of ordinary (strided) layout."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}: dtype is {value.dtype}; expected float16, bfloat16, float32 or float64")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: layout is {value.layout}; expected a dense (strided) tensor")
+    return value
+
+
+def check_bool(name: str, value: object) -> bool:
+    """`value` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected True or False")
+    return value
+
+
+def check_int(name: str, value: object, low: int) -> int:
+    """`value` is an int of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an int of at least {low}")
+    if value < low:
+        raise ValueError(f"{name}: got {value}; it must be at least {low}")
+    return value  # type: ignore[return-value]  # a SymInt stands for an int under torch.compile
+
+
+def check_number(name: str, value: object, low: float, high: float) -> float:
+    """`value` is a finite real number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected a number")
+    if isinstance(value, (int, float)) and not math.isfinite(value):
+        raise ValueError(f"{name}: got {value}; it must be finite")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: got {value}; it must be between {low:g} and {high:g}")
+    return float(value)
+
+
+def check_tiles(tiles: object, layout: TileLayout, name: str = "tiles") -> Tensor:
+    """`tiles` is [T, B, C, *tile] of the layout."""
+    x = check_tensor(name, tiles)
+    expected = (layout.num_tiles, "B", "C", *layout.tile)
+    if x.ndim != len(expected) or x.shape[0] != layout.num_tiles or tuple(x.shape[3:]) != layout.tile:
+        raise ValueError(f"{name}: shape is {_shape(x)}; the layout needs {_spell(expected)}")
+    return x
+
+
+def check_canvas(canvas: object, layout: TileLayout) -> Tensor:
+    """`canvas` is [B, C, *size] of the layout."""
+    x = check_tensor("canvas", canvas)
+    expected = ("B", "C", *layout.size)
+    if x.ndim != len(expected) or tuple(x.shape[2:]) != layout.size:
+        raise ValueError(f"canvas: shape is {_shape(x)}; the layout needs {_spell(expected)}")
+    return x
+
+
+def check_same(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """`x` lies on the device of `like` and has its dtype."""
+    if x.device != like.device:
+        raise ValueError(f"{name}: on {x.device}, but {like_name} is on {like.device}; move one to the other")
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name}: dtype is {x.dtype}, but {like_name} has {like.dtype}; cast one to the other")
+
+
+def _shape(x: Tensor) -> str:
+    return _spell(tuple(x.shape))
+
+
+def _spell(shape: Sequence[object]) -> str:
+    return "[" + ", ".join(str(n) for n in shape) + "]"
