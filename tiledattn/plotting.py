@@ -1,0 +1,326 @@
+"""Drawings of a layout: canvas, tiles, overlaps, and what one tile sees (matplotlib, extra `cli`)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from .geometry import TileLayout, attention_plan, normalize_halo
+from .geometry.layout import Ints
+from .geometry.plan import Halo, Rectangle
+
+INK, GREY, PAPER, SHARED = "#20262e", "#8b95a5", "#f5f6f8", "#3b5bdb"
+OWNER_COLOURS = ("#e8590c", "#0ca678", "#f59f00", "#7048e8", "#1c7ed6", "#d6336c", "#66a80f", "#0b7285")
+MAX_LABELS, MAX_OWNERS = 600, 8
+
+
+def plot_layout(
+    layout: TileLayout, path: str | os.PathLike[str], halo: Ints | str = 0, tile: int | None = None
+) -> None:
+    """Draws canvas, tiles, overlaps and one tile's halo, coloured by owner, to a picture file.
+
+    The file appears whole or not at all.
+
+    Args:
+        layout: what to draw; of 3 axes the last two, of 1 axis a strip.
+        path: where to write; the ending chooses the format (.png, .svg, .pdf).
+        halo: the reach to draw, as in `cross_tile_attention`.
+        tile: which tile's halo to draw; default the one in the middle of the grid.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a tile that the layout lacks, a bad halo, or an ending that matplotlib can't write.
+    """
+    flat, reach, chosen = _in_two_axes(layout, halo, tile)
+    figure_class = _figure_class()
+    low, high = _extent(flat, reach, chosen)
+    height, width = (b - a for a, b in zip(low, high, strict=True))
+    inches = min(9.0 / width, 6.5 / height)
+    drawn = max(width * inches, 0.2), max(height * inches, 0.2)
+    total = max(drawn[0], 6.2) + 1.0, drawn[1] + 1.7
+    figure = figure_class(figsize=total, facecolor="white")
+    left = 0.55 / total[0]
+    axes = figure.add_axes((left, 0.8 / total[1], drawn[0] / total[0], drawn[1] / total[1]))
+    draw_layout(axes, flat, reach, chosen)
+    if len(layout.size) == 1:
+        axes.set_yticks([])
+    figure.text(left, 1 - 0.3 / total[1], _title(layout), size=12, weight="bold", color=INK, va="center")
+    figure.text(left, 1 - 0.56 / total[1], _subtitle(layout, halo), size=9.5, color=GREY, va="center")
+    _legend(figure, flat, reach, chosen, (left, 0.28 / total[1]))
+    _save(figure, path)
+
+
+def draw_layout(axes: Any, layout: TileLayout, halo: Ints | str = 0, tile: int | None = None) -> None:
+    """Draws a layout of two axes into matplotlib axes, as `plot_layout` does; the y axis points down.
+
+    With a halo of 0 and no tile given, only canvas, tiles and overlaps are drawn.
+    """
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle as Box
+
+    layout, reach, chosen = _in_two_axes(layout, halo, tile)
+    height, width = layout.size
+    low, high = _extent(layout, reach, chosen)
+    axes.set_xlim(low[1], high[1])
+    axes.set_ylim(high[0], low[0])
+    axes.set_aspect("equal")
+    canvas = Box((0, 0), width, height, facecolor=PAPER, edgecolor="none", zorder=0)
+    axes.add_patch(canvas)
+    for axis, first, length in _shared_runs(layout):
+        corner, shape = ((0, first), (width, length)) if axis == 0 else ((first, 0), (length, height))
+        axes.add_patch(Box(corner, *shape, facecolor=SHARED, alpha=0.16, edgecolor="none", zorder=1))
+    outlines = [Box((x, y), layout.tile[1], layout.tile[0]) for y, x in layout.origins]
+    outlines += [Box((x, y), layout.tile[1], layout.tile[0]) for y, x in _copies(layout)]
+    grid = PatchCollection(outlines, facecolor="none", edgecolor=GREY, linewidth=0.8, zorder=4)
+    axes.add_collection(grid)
+    grid.set_clip_path(canvas)
+    if chosen is not None:
+        _draw_reach(axes, layout, reach, chosen, canvas)
+    axes.add_patch(Box((0, 0), width, height, facecolor="none", edgecolor=INK, linewidth=1.3, zorder=6))
+    _number_tiles(axes, layout, chosen)
+    _finish(axes, layout)
+
+
+def _in_two_axes(
+    layout: TileLayout, halo: Ints | str, tile: int | None
+) -> tuple[TileLayout, tuple[int, ...], int | None]:
+    """Layout, halo and highlighted tile in the two axes that are drawn."""
+    if not isinstance(layout, TileLayout):
+        raise TypeError(f"layout: got {type(layout).__name__}; expected a TileLayout")
+    reach = normalize_halo(layout, cast(Halo, halo))
+    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or not 0 <= tile < layout.num_tiles):
+        raise ValueError(f"tile: got {tile!r}; the layout has tiles 0 to {layout.num_tiles - 1}")
+    if len(layout.size) == 1:
+        thickness = max(1, layout.tile[0] // 3)
+        layout = TileLayout(
+            (thickness, *layout.size), (thickness, *layout.tile), (0, *layout.overlap), (False, *layout.wrap)
+        )
+        reach = (0, *reach)
+    elif len(layout.size) == 3:
+        layout = TileLayout(layout.size[1:], layout.tile[1:], layout.overlap[1:], layout.wrap[1:])
+        reach, tile = reach[1:], None if tile is None else tile % layout.num_tiles
+    if tile is None and any(reach):
+        rows, columns = layout.grid
+        tile = rows // 2 * columns + columns // 2
+    return layout, reach, tile
+
+
+def _extent(
+    layout: TileLayout, reach: tuple[int, ...], tile: int | None
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """First and last corner of the drawing: the canvas, a margin, and what a halo reaches beyond the borders."""
+    low, high = [0.0, 0.0], [float(n) for n in layout.size]
+    if tile is not None:
+        for box in _boxes(layout, reach, tile):
+            for axis, origin in enumerate(layout.origins[tile]):
+                low[axis] = min(low[axis], origin + box.offset[axis])
+                high[axis] = max(high[axis], origin + box.offset[axis] + box.shape[axis])
+    margin = 0.004 * max(layout.size)
+    return (low[0] - margin, low[1] - margin), (high[0] + margin, high[1] + margin)
+
+
+def _draw_reach(axes: Any, layout: TileLayout, reach: tuple[int, ...], tile: int, canvas: Any) -> None:
+    """The tile itself, its halo in the colours of the owners, and the owners' outlines."""
+    from matplotlib.patches import Rectangle as Box
+
+    def paint(corner: tuple[int, int], shape: tuple[int, int], zorder: float, **style: Any) -> None:
+        for y, x in _wrapped(layout, corner, shape):
+            box = Box((x, y), shape[1], shape[0], zorder=zorder, **style)
+            axes.add_patch(box)
+            box.set_clip_path(canvas)
+
+    y, x = layout.origins[tile]
+    colours = _owner_colours(layout, reach, tile)
+    for box in _boxes(layout, reach, tile):
+        colour = colours[tile + box.tile_delta]
+        corner, shape = (y + box.offset[0], x + box.offset[1]), (box.shape[0], box.shape[1])
+        axes.add_patch(
+            Box(
+                corner[::-1],
+                *shape[::-1],
+                facecolor=colour,
+                alpha=0.28,
+                edgecolor=colour,
+                linestyle=":",
+                zorder=2,
+            )
+        )
+        paint(corner, shape, 3, facecolor=colour, alpha=0.8, edgecolor="none")
+    for owner, colour in colours.items():
+        origin, shape = layout.origins[owner], (layout.tile[0], layout.tile[1])
+        paint((origin[0], origin[1]), shape, 1.5, facecolor=colour, alpha=0.16, edgecolor="none")
+    paint((y, x), (layout.tile[0], layout.tile[1]), 5, facecolor=INK, edgecolor=INK, linewidth=1.6)
+
+
+def _boxes(layout: TileLayout, reach: tuple[int, ...], tile: int) -> tuple[Rectangle, ...]:
+    plan = attention_plan(layout, reach)
+    return plan.rectangles(int(plan.class_of_tile[tile]))
+
+
+def _owner_colours(layout: TileLayout, reach: tuple[int, ...], tile: int) -> dict[int, str]:
+    owners = sorted({tile + box.tile_delta for box in _boxes(layout, reach, tile)} - {tile})
+    return dict(zip(owners, itertools.cycle(OWNER_COLOURS), strict=False))
+
+
+def _wrapped(layout: TileLayout, corner: tuple[int, int], shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The corners at which a rectangle shows on the canvas, once or more where it crosses a periodic border."""
+    per_axis = []
+    for place, extent, length, wrap in zip(corner, shape, layout.size, layout.wrap, strict=True):
+        shifts = (-length, 0, length) if wrap else (0,)
+        per_axis.append([place + s for s in shifts if place + s < length and place + s + extent > 0])
+    yield from itertools.product(*per_axis)
+
+
+def _copies(layout: TileLayout) -> list[tuple[int, int]]:
+    """Second corners of the tiles that cross a periodic border."""
+    copies = []
+    for y, x in layout.origins:
+        if y + layout.tile[0] > layout.size[0] or x + layout.tile[1] > layout.size[1]:
+            copies += [c for c in _wrapped(layout, (y, x), (layout.tile[0], layout.tile[1])) if c != (y, x)]
+    return copies
+
+
+def _shared_runs(layout: TileLayout) -> Iterator[tuple[int, int, int]]:
+    """(axis, first position, length) of every run of positions that two or more tiles of the axis contain."""
+    for axis, origins in enumerate(layout.axis_origins):
+        places = (np.asarray(origins)[:, None] + np.arange(layout.tile[axis])) % layout.size[axis]
+        shared = np.bincount(places.ravel(), minlength=layout.size[axis]) > 1
+        ends = np.flatnonzero(np.diff(shared.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+        for start, end in ends.tolist():
+            yield axis, start, end - start
+
+
+def _number_tiles(axes: Any, layout: TileLayout, chosen: int | None) -> None:
+    """Tile numbers in the middles of the tiles, where there is room for them."""
+    from matplotlib.patheffects import withStroke
+
+    box = axes.get_position()
+    inches = axes.figure.get_size_inches()
+    points = 72 * min(
+        box.width * inches[0] / abs(axes.get_xlim()[1] - axes.get_xlim()[0]),
+        box.height * inches[1] / abs(axes.get_ylim()[1] - axes.get_ylim()[0]),
+    )
+    digits = len(str(layout.num_tiles - 1))
+    room = min(min(layout.step[0], layout.tile[0]) * 0.42, layout.step[1] * 1.1 / digits)
+    size = min(points * room, 10.0)
+    if size < 4.5 or layout.num_tiles > MAX_LABELS:
+        return
+    edge = 0.7 * size / points
+    for index, (y, x) in enumerate(layout.origins):
+        centre = [
+            min(max((origin + width / 2) % length, edge), length - edge)
+            for origin, width, length in zip((y, x), layout.tile, layout.size, strict=True)
+        ]
+        style = {"color": "white", "weight": "bold"} if index == chosen else {"color": INK, "alpha": 0.8}
+        around = [] if index == chosen else [withStroke(linewidth=1.8, foreground=PAPER, alpha=0.6)]
+        place = {"ha": "center", "va": "center", "zorder": 7, "size": size, "path_effects": around}
+        axes.text(centre[1], centre[0], str(index), **place, **style)
+
+
+def _finish(axes: Any, layout: TileLayout) -> None:
+    """Ticks at the tiles' origins, and dashes along periodic borders."""
+    for axis, set_ticks in ((1, axes.set_xticks), (0, axes.set_yticks)):
+        origins = layout.axis_origins[axis]
+        every = -(-len(origins) // 12)
+        set_ticks([*origins[::every], layout.size[axis]])
+    axes.tick_params(colors=GREY, labelsize=7.5, length=2.5, width=0.6, pad=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    height, width = layout.size
+    style = {"color": "white", "linewidth": 2.2, "linestyle": (0, (2, 2)), "zorder": 6.5}
+    if layout.wrap[1]:
+        axes.plot([0, 0], [0, height], **style)
+        axes.plot([width, width], [0, height], **style)
+    if layout.wrap[0]:
+        axes.plot([0, width], [0, 0], **style)
+        axes.plot([0, width], [height, height], **style)
+
+
+def _legend(
+    figure: Any, layout: TileLayout, reach: tuple[int, ...], chosen: int | None, place: tuple[float, float]
+) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries: list[Any] = [Patch(facecolor=PAPER, edgecolor=GREY, label="tile")]
+    if next(_shared_runs(layout), None) is not None:
+        entries.append(Patch(facecolor=SHARED, alpha=0.25, label="overlap"))
+    if any(layout.wrap):
+        entries.append(Line2D([], [], color=INK, linestyle=(0, (2, 2)), label="wraps"))
+    if chosen is not None:
+        entries.append(Patch(facecolor=INK, label=f"tile {chosen}"))
+        owners = list(_owner_colours(layout, reach, chosen).items())
+        for number, (owner, colour) in enumerate(owners[:MAX_OWNERS]):
+            label = f"{owner}" if number else f"its halo, lent by {owner}"
+            entries.append(Patch(facecolor=colour, alpha=0.8, label=label))
+        if len(owners) > MAX_OWNERS:
+            entries.append(Line2D([], [], linestyle="", label=f"and {len(owners) - MAX_OWNERS} more"))
+    figure.legend(
+        handles=entries,
+        loc="center left",
+        bbox_to_anchor=place,
+        borderaxespad=0,
+        borderpad=0,
+        ncols=len(entries),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        handlelength=1.1,
+        handletextpad=0.4,
+        columnspacing=1.1,
+    )
+
+
+def _title(layout: TileLayout) -> str:
+    grid = " x ".join(map(str, layout.grid))
+    return f"{layout.num_tiles} tiles ({grid}) of {_shape(layout.tile)} on a canvas of {_shape(layout.size)}"
+
+
+def _subtitle(layout: TileLayout, halo: Ints | str) -> str:
+    names = {1: ("the axis",), 2: ("y", "x"), 3: ("frames", "y", "x")}[len(layout.size)]
+    wrapped = [name for name, wrap in zip(names, layout.wrap, strict=True) if wrap]
+    computed = layout.num_tiles * layout.tile_positions / math.prod(layout.size)
+    parts = [
+        f"overlap {_shape(layout.overlap)}",
+        f"halo {halo}" if isinstance(halo, (int, str)) else f"halo {_shape(tuple(halo))}",
+        f"wraps on {' and '.join(wrapped)}" if wrapped else "no wrap",
+        f"{computed:.2f} positions computed per canvas position",
+    ]
+    return "   ".join(parts)
+
+
+def _shape(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else " x ".join(map(str, values))
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing a layout needs matplotlib: pip install 'tiledattn[cli]'") from error
+    return Figure
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes beside the target and then renames, so that no half file is ever seen."""
+    target = Path(path)
+    kind = target.suffix[1:].lower()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if kind not in known:
+        raise ValueError(f"path: got {str(target)!r}; its ending must be one of .{', .'.join(known)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+    os.close(handle)
+    try:
+        figure.savefig(temporary, format=kind, dpi=160, facecolor="white")
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
