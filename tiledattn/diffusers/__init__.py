@@ -1,0 +1,16 @@
+"""Tiling for diffusers pipelines: `enable_tiling(pipe)` and the pipeline paints beyond its native size.
+
+Needs the extra: `pip install 'tiledattn[diffusers]'`.
+"""
+
+try:
+    import diffusers as _diffusers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "tiledattn.diffusers needs diffusers, which is not installed: pip install 'tiledattn[diffusers]'"
+    ) from error
+
+from .processors import CrossTileAttnProcessor
+from .tiling import Tiling, disable_tiling, enable_tiling
+
+__all__ = ["CrossTileAttnProcessor", "Tiling", "disable_tiling", "enable_tiling"]

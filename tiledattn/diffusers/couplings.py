@@ -1,0 +1,168 @@
+"""Couplings: convolutions and group norms of a model see the neighbours of each tile.
+
+A `TorchFunctionMode` is active around the model's forward and nowhere else. It sees every call of `F.conv2d` and
+friends, whoever makes it (LoRA adapters, quantised layers), so no module is patched and nothing needs restoring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..geometry import TileLayout
+from ..ops import group_norm_tiles, pad_tiles
+from .frame import Frame
+
+
+class CouplingMode(TorchFunctionMode):
+    """Gives padded convolutions their ring from the owners, and group norms their scope.
+
+    Args:
+        frame: the forward pass.
+        rings: whether padding comes from the neighbours; False leaves convolutions alone.
+        norm: scope of group norms, "tile" (left alone), "neighbours" or "canvas".
+
+    Raises (inside, from the model's calls):
+        NotImplementedError: a function that mixes positions in a way that can't be coupled.
+        ValueError: a tensor that is no level of the layout.
+    """
+
+    def __init__(self, frame: Frame, rings: bool, norm: str) -> None:
+        super().__init__()
+        self.frame = frame
+        self.rings = rings
+        self.norm = norm
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Sends convolutions, paddings and norms to their handlers, and refuses what mixes positions otherwise."""
+        kwargs = {} if kwargs is None else kwargs
+        if self.frame.paused:
+            return func(*args, **kwargs)
+        if func is F.group_norm:
+            return func(*args, **kwargs) if self.norm == "tile" else self._group_norm(*args, **kwargs)
+        if self.rings:
+            if func is F.conv2d:
+                return self._conv2d(*args, **kwargs)
+            if func is F.pad:
+                return self._pad(*args, **kwargs)
+            reason = _refusal(func, args, kwargs)
+            if reason is not None:
+                raise NotImplementedError(f"conv_halo: {reason}; use conv_halo=False, or disable_tiling")
+        return func(*args, **kwargs)
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        steps = _pair(dilation)
+        reach = [step * (size - 1) for step, size in zip(steps, weight.shape[-2:], strict=True)]
+        if padding == "same":
+            before = [total // 2 for total in reach]
+            after = [total - first for total, first in zip(reach, before, strict=True)]
+        else:
+            before = after = [0, 0] if padding == "valid" else _pair(padding)  # type: ignore[arg-type]
+        if any(before) or any(after):
+            input = self._ring(input, before, after, _pair(stride))
+        return F.conv2d(input, weight, bias, stride, 0, dilation, groups)
+
+    def _pad(self, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+        if not any(pad):
+            return F.pad(input, pad, mode, value)
+        zeros = mode == "constant" and (value is None or value == 0)
+        if input.ndim != 4 or len(pad) != 4 or not zeros or min(pad) < 0:
+            raise NotImplementedError(
+                f"conv_halo: F.pad of {tuple(pad)} in mode {mode!r} on a tensor {tuple(input.shape)} can't be coupled; "
+                "only zero padding of height and width can; use conv_halo=False, or disable_tiling"
+            )
+        return self._ring(input, [pad[2], pad[0]], [pad[3], pad[1]], [1, 1])
+
+    def _ring(self, input: Tensor, before: list[int], after: list[int], stride: list[int]) -> Tensor:
+        """[T*B, C, h, w] with `before` and `after` more rows and columns (per axis) from the owners."""
+        layout = self._level(input, "a padded convolution")
+        if any(v % s for values in (layout.size, layout.tile, layout.overlap) for v, s in zip(values, stride, strict=True)):
+            raise ValueError(f"conv_halo: stride {tuple(stride)} does not divide the level's layout {layout}")
+        width = [max(pair) for pair in zip(before, after, strict=True)]
+        with self.frame.pause():
+            tiles = pad_tiles(self._split(input, layout), layout, tuple(width), backend=self.frame.backend)
+        padded = tiles.flatten(0, 1)
+        for axis, (ring, first, last) in enumerate(zip(width, before, after, strict=True)):
+            if (first, last) != (ring, ring):
+                length = padded.shape[2 + axis] - (ring - first) - (ring - last)
+                padded = padded.narrow(2 + axis, ring - first, length)
+        return padded
+
+    def _group_norm(
+        self,
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        layout = self._level(input, "a group norm")
+        tiles = self._split(input, layout).unflatten(-1, layout.tile) if input.ndim == 3 else self._split(input, layout)
+        with self.frame.pause():
+            out = group_norm_tiles(
+                tiles, layout, num_groups, weight, bias, eps, scope=self.norm, backend=self.frame.backend
+            )
+        return out.reshape(input.shape)
+
+    def _level(self, input: Tensor, what: str) -> TileLayout:
+        """The layout of the level that `input` ([T*B, C, h, w] or [T*B, C, N]) lies on."""
+        factor = None
+        if input.ndim == 4:
+            factor = self.frame.factor(input.shape[2], input.shape[3])
+        elif input.ndim == 3 and what == "a group norm":
+            factor = self.frame.token_factor(input.shape[2])
+        layout = self.frame.layout
+        if factor is None or input.shape[0] % layout.num_tiles:
+            raise ValueError(
+                f"{what} got a tensor {tuple(input.shape)}, which is no level of {layout.num_tiles} tiles of "
+                f"{layout.tile}; use conv_halo=False and norm='tile', or disable_tiling"
+            )
+        return layout.scaled(factor)
+
+    @staticmethod
+    def _split(input: Tensor, layout: TileLayout) -> Tensor:
+        """[T*B, ...] -> [T, B, ...]."""
+        return input.unflatten(0, (layout.num_tiles, -1))
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
+
+
+def _refusal(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why a function that mixes positions can't be coupled; None for the ones that don't mix."""
+    if func is F.interpolate:
+        mode = kwargs["mode"] if "mode" in kwargs else args[3] if len(args) > 3 else "nearest"
+        return None if mode in ("nearest", "nearest-exact") else f"interpolation in mode {mode!r} mixes positions"
+    if func is F.conv_transpose2d:
+        return "a transposed convolution mixes positions"
+    if func is F.avg_pool2d or func is F.max_pool2d:
+        kernel = kwargs["kernel_size"] if "kernel_size" in kwargs else args[1]
+        stride = kwargs["stride"] if "stride" in kwargs else args[2] if len(args) > 2 else None
+        padding = kwargs["padding"] if "padding" in kwargs else args[3] if len(args) > 3 else 0
+        same = stride is None or stride == () or _pair(stride) == _pair(kernel)
+        return None if same and not any(_pair(padding)) else "a pooling whose windows overlap mixes positions"
+    if func is torch.fft.fftn or func is torch.fft.fft2:
+        return "a Fourier transform (FreeU) mixes all positions: call disable_freeu()"
+    return None

@@ -1,0 +1,25 @@
+"""Model families: what `enable_tiling` has to know about a denoiser. One file each; add the instance to FAMILIES."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Family
+from .unet import UNetFamily
+
+FAMILIES: tuple[Family, ...] = (UNetFamily(),)
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+
+def family_of(model: Any) -> Family:
+    """The family that `model` belongs to.
+
+    Raises:
+        TypeError: none, naming the model's class and the supported ones.
+    """
+    for family in FAMILIES:
+        if family.matches(model):
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.classes)
+    raise TypeError(f"can't tile a {type(model).__name__}; supported denoisers are {known}")

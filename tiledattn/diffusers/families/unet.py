@@ -1,0 +1,231 @@
+"""UNet2DConditionModel: Stable Diffusion 1.x and 2.x, SDXL and its refiner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from .base import CallContext
+
+SDXL_PIXELS_PER_LATENT = 8
+
+_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+_MID = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
+_UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+_CONDITIONING = ("text_embeds", "time_ids", "image_embeds")
+_PARAMETERS = (
+    "sample",
+    "timestep",
+    "encoder_hidden_states",
+    "class_labels",
+    "timestep_cond",
+    "attention_mask",
+    "cross_attention_kwargs",
+    "added_cond_kwargs",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+    "encoder_attention_mask",
+    "return_dict",
+)
+_REFUSED = {
+    "attention_mask": "a mask over the canvas's own tokens",
+    "down_block_additional_residuals": "ControlNet and T2I-Adapter residuals lie on the canvas",
+    "mid_block_additional_residual": "ControlNet residuals lie on the canvas",
+    "down_intrablock_additional_residuals": "T2I-Adapter residuals lie on the canvas",
+}
+
+
+class UNetFamily:
+    """`UNet2DConditionModel` with the blocks of SD 1.x, 2.x and SDXL."""
+
+    classes = ("UNet2DConditionModel",)
+
+    def matches(self, model: Any) -> bool:
+        """Whether the model is a `UNet2DConditionModel`."""
+        return isinstance(model, UNet2DConditionModel)
+
+    def check(self, model: Any) -> None:
+        """Raises ValueError for blocks and options that mix positions in ways that can't be coupled."""
+        config = model.config
+        mid = (config.mid_block_type,)
+        for name, got, known in (
+            ("down_block_types", config.down_block_types, _DOWN),
+            ("up_block_types", config.up_block_types, _UP),
+            ("mid_block_type", mid, _MID),
+        ):
+            strange = [block for block in got if block not in known]
+            if strange:
+                raise ValueError(
+                    f"{name}: can't tile a UNet with {strange}; supported are {', '.join(map(str, known))}"
+                )
+        if config.attention_type != "default":
+            raise ValueError(f"attention_type: {config.attention_type!r} (GLIGEN) places boxes on the canvas; only 'default' can be tiled")
+        if config.addition_embed_type == "image_hint":
+            raise ValueError("addition_embed_type: 'image_hint' adds a hint on the canvas, which can't be tiled yet")
+        for name, module in model.named_modules():
+            mode = getattr(module, "padding_mode", "zeros")
+            if isinstance(module, nn.Conv2d) and mode != "zeros":
+                raise ValueError(
+                    f"{name}: padding_mode is {mode!r}; tiling pads by itself: set it back to 'zeros' and pass wrap=True"
+                )
+            if isinstance(module, Attention) and isinstance(module.norm_cross, nn.GroupNorm):
+                raise ValueError(f"{name}: cross_attention_norm 'group_norm' can't be told from norms of the canvas")
+
+    def granularity(self, model: Any) -> int:
+        """2 to the number of downsamplings."""
+        return int(2**model.num_upsamplers)
+
+    def native_tile(self, model: Any) -> tuple[int, int]:
+        """The configuration's `sample_size`; 64 where it is missing."""
+        size = model.config.sample_size
+        if size is None:
+            return (64, 64)
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def pixels_per_latent(self, model: Any) -> int:
+        """8, as in every SDXL VAE (only SDXL UNets are told sizes in pixels)."""
+        return SDXL_PIXELS_PER_LATENT
+
+    def parameters(self) -> tuple[str, ...]:
+        """Names of `UNet2DConditionModel.forward`'s parameters."""
+        return _PARAMETERS
+
+    def self_attentions(self, model: Any) -> dict[str, nn.Module]:
+        """Self-attention layers of the down, mid and up blocks (`attn1`, and those of attention blocks)."""
+        return {
+            name: module
+            for name, module in model.named_modules()
+            if name.split(".")[0] in ("down_blocks", "mid_block", "up_blocks")
+            and isinstance(module, Attention)
+            and not module.is_cross_attention
+        }
+
+    def canvas_of(self, call: dict[str, Any]) -> Tensor:
+        """`sample`; raises for spatial conditioning, which can't be cut yet."""
+        sample = call["sample"]
+        if not isinstance(sample, Tensor) or sample.ndim != 4:
+            got = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
+            raise ValueError(f"sample: got {got}; expected a tensor [B, C, height, width]")
+        for name, reason in _REFUSED.items():
+            if call.get(name) is not None:
+                raise NotImplementedError(f"{name}: can't be tiled yet: {reason}; leave it out, or disable_tiling")
+        extra = call.get("cross_attention_kwargs")
+        for name in ("gligen", "ip_adapter_masks"):
+            if extra is not None and extra.get(name) is not None:
+                raise NotImplementedError(
+                    f"cross_attention_kwargs: {name!r} lies on the canvas and can't be tiled yet; leave it out"
+                )
+        added = call.get("added_cond_kwargs")
+        strange = [name for name in ({} if added is None else added) if name not in _CONDITIONING]
+        if strange:
+            raise NotImplementedError(
+                f"added_cond_kwargs: {strange} can't be tiled; supported are {', '.join(_CONDITIONING)}"
+            )
+        return sample
+
+    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext) -> dict[str, Any]:
+        """The same call for all tiles: every conditioning repeated per tile, SDXL's `time_ids` per tile."""
+        repeat = _repeater(context)
+        new = {**call, "sample": tiles}
+        timestep = call["timestep"]
+        if isinstance(timestep, Tensor) and timestep.ndim == 1:
+            new["timestep"] = repeat("timestep", timestep)
+        for name in ("encoder_hidden_states", "class_labels", "timestep_cond", "encoder_attention_mask"):
+            if call.get(name) is not None:
+                new[name] = repeat(name, call[name])
+        added = call.get("added_cond_kwargs")
+        if added is not None:
+            new["added_cond_kwargs"] = {
+                name: tile_time_ids(value, context) if name == "time_ids" else repeat(name, value)
+                for name, value in added.items()
+            }
+        return new
+
+    def timestep_of(self, call: dict[str, Any]) -> Any:
+        """`timestep`."""
+        return call["timestep"]
+
+    def prediction_of(self, output: Any) -> Tensor:
+        """`sample` of the output, or the first of a tuple."""
+        prediction: Tensor = output[0] if isinstance(output, tuple) else output.sample
+        return prediction
+
+    def with_prediction(self, output: Any, prediction: Tensor) -> Any:
+        """A tuple or a `UNet2DConditionOutput`, as the model gave."""
+        return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)
+
+
+def _repeater(context: CallContext) -> Callable[[str, Any], Any]:
+    """A function that repeats rows [B, ...] to [T*B, ...], in tensors, tuples and lists of them."""
+
+    def repeat(name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return type(value)(repeat(name, item) for item in value)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}; expected a tensor [B, ...] or a list of them")
+        if value.ndim and value.shape[0] == 1 and context.batch > 1:
+            return value.expand(context.layout.num_tiles * context.batch, *value.shape[1:])
+        if not value.ndim or value.shape[0] != context.batch:
+            raise ValueError(
+                f"{name}: got shape {tuple(value.shape)}; expected {context.batch} rows, one for each of the canvas batch"
+            )
+        return value.repeat(context.layout.num_tiles, *(1,) * (value.ndim - 1))
+
+    return repeat
+
+
+def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
+    """SDXL's size conditioning for every tile.
+
+    Args:
+        time_ids: [B, 6] (original height, width, crop top, left, target height, width) or, for the refiner, [B, 5]
+            (original height, width, crop top, left, aesthetic score), in pixels.
+        context: the layout, and what `size_conditioning` asks for:
+            "tile": an original or target size that is the canvas's becomes the tile's, what the model saw in training;
+            "crop": the original size becomes the canvas's, the crop is moved by the tile's origin, the target size
+            becomes the tile's: the tile as a crop of one large picture;
+            "canvas": as they are.
+
+    Returns:
+        [T*B, 6] or [T*B, 5].
+
+    Raises:
+        ValueError: another shape.
+    """
+    layout, tiles = context.layout, context.layout.num_tiles
+    if time_ids.ndim != 2 or time_ids.shape[0] not in (1, context.batch):
+        raise ValueError(f"time_ids: got shape {tuple(time_ids.shape)}; expected [{context.batch}, 6] (refiner: 5)")
+    rows = time_ids.expand(context.batch, -1).repeat(tiles, 1)
+    if context.size_conditioning == "canvas":
+        return rows
+    if rows.shape[1] not in (5, 6):
+        raise ValueError(
+            f"time_ids: got {rows.shape[1]} numbers a row; size_conditioning={context.size_conditioning!r} knows 6, "
+            "or 5 for the refiner; use size_conditioning='canvas'"
+        )
+    original, crop, rest = rows[:, :2], rows[:, 2:4], rows[:, 4:]
+    canvas = _row(rows, [v * context.pixels for v in layout.size])
+    tile = _row(rows, [v * context.pixels for v in layout.tile])
+    if context.size_conditioning == "tile":
+        original = torch.where((original == canvas).all(1, keepdim=True), tile, original)
+        if rows.shape[1] == 6:
+            rest = torch.where((rest == canvas).all(1, keepdim=True), tile, rest)
+    else:
+        origins = [[v * context.pixels for v in origin] for origin in layout.origins]
+        original = canvas.expand_as(original)
+        moved = torch.tensor(origins, dtype=rows.dtype, device=rows.device)  # [T, 2]
+        crop = crop + moved.repeat_interleave(context.batch, 0)
+        rest = tile.expand_as(rest) if rows.shape[1] == 6 else rest
+    return torch.cat([original, crop, rest], dim=1)
+
+
+def _row(like: Tensor, values: list[int]) -> Tensor:
+    return torch.tensor([values], dtype=like.dtype, device=like.device)

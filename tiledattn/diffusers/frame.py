@@ -1,0 +1,62 @@
+"""Frame: what the layers of a model need to know about the tiles while its forward runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from ..geometry import TileLayout
+
+
+@dataclass
+class Frame:
+    """One forward pass over a batch of tiles `[T*B, ...]`, the tile index slow.
+
+    Attributes:
+        layout: the layout at the model's finest resolution: latents for a denoiser, pixels for a decoder.
+        halo: attention reach per axis in the layout's unit, or "all".
+        halo_weight: weight of the halo in [0, 1] at this step.
+        backend: backend of the operations.
+        paused: True while an operation of the package runs, so that couplings leave its own calls alone.
+    """
+
+    layout: TileLayout
+    halo: tuple[int, int] | Literal["all"] = (0, 0)
+    halo_weight: float = 1.0
+    backend: str = "auto"
+    paused: bool = False
+
+    def factor(self, height: int, width: int) -> int | None:
+        """How many times coarser than the layout tiles of `height` x `width` are; None when they fit no level."""
+        tile_height, tile_width = self.layout.tile
+        factor = tile_height // height if height else 0
+        fits = factor >= 1 and (height * factor, width * factor) == (tile_height, tile_width)
+        return factor if fits and self._divides(factor) else None
+
+    def token_factor(self, tokens: int) -> int | None:
+        """How many times coarser than the layout a sequence of `tokens` tokens a tile is; None when it fits no level."""
+        positions = self.layout.tile_positions
+        if tokens < 1 or positions % tokens:
+            return None
+        factor = math.isqrt(positions // tokens)
+        return factor if factor * factor * tokens == positions and self._divides(factor) else None
+
+    def level_halo(self, factor: int) -> tuple[int, int] | Literal["all"]:
+        """The halo at the level that is `factor` times coarser, rounded up."""
+        return "all" if self.halo == "all" else (-(-self.halo[0] // factor), -(-self.halo[1] // factor))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves tensors alone inside: for the package's own operations."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def _divides(self, factor: int) -> bool:
+        layout = self.layout
+        return not any(value % factor for value in (*layout.size, *layout.tile, *layout.overlap))

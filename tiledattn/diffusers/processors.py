@@ -1,0 +1,151 @@
+"""The attention processor that lets the queries of a tile see their neighbours."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    AttnProcessorNPU,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+    XLAFlashAttnProcessor2_0,
+)
+from torch import Tensor
+
+from ..ops import cross_tile_attention
+from .frame import Frame
+
+
+class HasFrame(Protocol):
+    """Whoever knows the forward pass under way."""
+
+    @property
+    def frame(self) -> Frame | None:
+        """The pass under way, or None."""
+
+
+def is_known(processor: object) -> bool:
+    """Whether a layer with this processor can be given a halo: its mathematics are plain scaled dot products."""
+    return type(processor) in (
+        AttnProcessor,
+        AttnProcessor2_0,
+        FusedAttnProcessor2_0,
+        XFormersAttnProcessor,
+        SlicedAttnProcessor,
+        AttnProcessorNPU,
+        XLAFlashAttnProcessor2_0,
+        CrossTileAttnProcessor,
+    )
+
+
+class CrossTileAttnProcessor:
+    """Processor for `diffusers.models.attention_processor.Attention` whose self-attention crosses tile borders.
+
+    `enable_tiling` puts it on the self-attention layers; there is no need to construct it. Made without arguments it
+    may replace a stock processor anywhere: without an active tiling it calls the stock processor, bit for bit, and
+    `enable_tiling` makes it cross borders.
+
+    Args:
+        tiling: the tiling whose forward passes it takes part in; None: never crosses borders.
+        original: the processor it stands for, called whenever no tiling is active and for cross-attention; None means
+            `AttnProcessor2_0()`. It also says how the layer projects (`FusedAttnProcessor2_0`: `to_qkv`).
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, tiling: HasFrame | None = None, original: Any = None) -> None:
+        self.tiling = tiling
+        self.original = AttnProcessor2_0() if original is None else original
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of one layer.
+
+        Args:
+            attn: the layer.
+            hidden_states: `[T*B, N, C]` or `[T*B, C, h, w]`, the tile index slow.
+            encoder_hidden_states: given: cross-attention, which stays stock.
+            attention_mask: refused under tiling for self-attention.
+            temb: passed on to the layer's `spatial_norm`.
+
+        Returns:
+            Like `hidden_states`.
+        """
+        frame = None if self.tiling is None else self.tiling.frame
+        if frame is None or encoder_hidden_states is not None or frame.halo_weight == 0:
+            out: Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return out
+        if attention_mask is not None:
+            raise ValueError(
+                "attention_mask: a mask on self-attention is per canvas and can't be cut into tiles yet; "
+                "pass None, or disable_tiling"
+            )
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        shape = hidden_states.shape
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        hidden_states = self._attend(attn, hidden_states, frame)
+        hidden_states = attn.to_out[0](hidden_states)
+        hidden_states = attn.to_out[1](hidden_states)
+        if residual.ndim == 4:
+            hidden_states = hidden_states.transpose(-1, -2).reshape(shape)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        result: Tensor = hidden_states / attn.rescale_output_factor
+        return result
+
+    def _attend(self, attn: Attention, hidden_states: Tensor, frame: Frame) -> Tensor:
+        """Projections and attention: [T*B, N, C] -> [T*B, N, H*D]."""
+        rows, tokens, _ = hidden_states.shape
+        tiles = frame.layout.num_tiles
+        factor = frame.token_factor(tokens)
+        if factor is None or rows % tiles:
+            raise ValueError(
+                f"self-attention got {rows} sequences of {tokens} tokens, which are no level of {tiles} tiles of "
+                f"{frame.layout.tile} latents; something merges or drops tokens (ToMe?): turn it off, or use halo=0"
+            )
+        if isinstance(self.original, FusedAttnProcessor2_0):
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        heads = (tiles, rows // tiles, tokens, attn.heads, key.shape[-1] // attn.heads)  # [T, B, N, H, D]
+        query, key, value = query.view(heads), key.view(heads), value.view(heads)
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        with frame.pause():
+            out = cross_tile_attention(
+                query,
+                key,
+                value,
+                frame.layout.scaled(factor),
+                frame.level_halo(factor),
+                halo_weight=frame.halo_weight,
+                scale=self._scale(attn),
+                backend=frame.backend,
+            )
+        assert isinstance(out, torch.Tensor)
+        return out.reshape(rows, tokens, -1)
+
+    def _scale(self, attn: Attention) -> float | None:
+        """What the original multiplies logits by; None: 1 / sqrt(head dim)."""
+        if isinstance(self.original, (AttnProcessor, XFormersAttnProcessor, SlicedAttnProcessor)):
+            return float(attn.scale)
+        return None

@@ -1,0 +1,302 @@
+"""enable_tiling, disable_tiling, and the handle between them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..geometry import TileLayout
+from ..ops import blend_tiles, extract_tiles
+from .couplings import CouplingMode
+from .families import Family, family_of
+from .families.base import CallContext
+from .frame import Frame
+from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
+from .options import Extent, Model, Options, Schedule, make_options
+from .processors import CrossTileAttnProcessor, is_known
+from .schedule import CountedSteps, SchedulerSteps, halo_weight
+from .vae import CircularDecode
+
+OnTiles = Callable[[Tensor, TileLayout, int], None]
+
+
+class Tiling:
+    """A tiling in force; what `enable_tiling` returns. As a context manager it is disabled on leaving.
+
+    Attributes:
+        options: the checked arguments, in latents.
+        layout: the layout of the last forward, in latents; None before the first.
+        on_tiles: None, or a function called at every forward with the predictions before they are blended
+            [T, B, C, height, width], the layout, and the denoising step.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, options: Options, pipe: Any | None) -> None:
+        self.options = options
+        self.layout: TileLayout | None = None
+        self.on_tiles: OnTiles | None = None
+        self._model = model
+        self._family = family
+        self._frame: Frame | None = None
+        self._attentions = family.self_attentions(model) if options.has_halo else {}
+        self._originals: dict[str, Any] = {}
+        self._hook = InnermostHook(self._run)
+        vae = None if pipe is None else getattr(pipe, "vae", None)
+        self._decode = None
+        if vae is not None and any(options.wrap):
+            self._decode = CircularDecode(vae, options.wrap, options.pixels, options.backend)
+        self._steps: SchedulerSteps | CountedSteps = CountedSteps(options.num_steps)
+        if pipe is not None and options.num_steps is None:
+            reference = weakref.ref(pipe)
+            self._steps = SchedulerSteps(lambda: getattr(reference(), "scheduler", None))
+
+    @property
+    def frame(self) -> Frame | None:
+        """The forward pass under way, or None."""
+        return self._frame
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the tiling is in force."""
+        return self._hook.active and self._hook.wrapper is not None
+
+    def disable(self) -> None:
+        """Puts the model, its attention processors and the VAE back as they were. Harmless when done already."""
+        if not self.enabled:
+            return
+        remove_hook(self._model, self._hook)
+        for name, module in self._attentions.items():
+            if self._is_mine(module.processor):
+                module.set_processor(module.processor.original)
+        kept = getattr(self._model, "original_attn_processors", None)
+        if isinstance(kept, dict):
+            kept.update({k: v.original for k, v in kept.items() if self._is_mine(v)})
+        if self._decode is not None:
+            self._decode.remove()
+
+    def __enter__(self) -> Tiling:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disable()
+
+    def check_processors(self) -> None:
+        """Raises TypeError for a self-attention layer whose processor can't be given a halo."""
+        for name, module in self._attentions.items():
+            processor: Any = module.processor
+            if not self._is_mine(processor) and not is_known(processor):
+                raise TypeError(
+                    f"{name}: its processor {type(processor).__name__} is not a stock one and can't be given a halo; "
+                    "use halo=0, or reset it with set_attn_processor(AttnProcessor2_0())"
+                )
+
+    def install(self) -> None:
+        """Puts the tiling in force."""
+        self.check_processors()
+        install_hook(self._model, self._hook)
+        self._wrap_processors()
+        if self._decode is not None:
+            self._decode.install()
+
+    def _is_mine(self, processor: Any) -> bool:
+        return isinstance(processor, CrossTileAttnProcessor) and processor.tiling is self
+
+    def _wrap_processors(self) -> None:
+        """Wraps processors that aren't ours: at first, and when somebody has set others since."""
+        foreign = [module for module in self._attentions.values() if not self._is_mine(module.processor)]
+        if foreign:
+            self.check_processors()
+        for module in foreign:
+            module.set_processor(CrossTileAttnProcessor(self, module.processor))
+
+    def _run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Canvas in, tiles through the model, canvas out."""
+        family, options = self._family, self.options
+        call = _bind(family.parameters(), args, kwargs)
+        canvas = family.canvas_of(call)
+        layout = options.layout_for(canvas.shape[-2], canvas.shape[-1])
+        self._wrap_processors()
+        step, weight = self._step(call)
+        frame = Frame(layout, options.halo, weight, options.backend)
+        tiles = extract_tiles(canvas, layout, backend=options.backend)
+        context = CallContext(layout, canvas.shape[0], options.pixels, options.size_conditioning)
+        call = family.tile_call(call, tiles.flatten(0, 1), context)
+        coupled = options.has_couplings and (layout.num_tiles > 1 or any(layout.wrap))
+        self.layout = layout
+        self._frame = frame if layout.num_tiles > 1 else None
+        try:
+            with CouplingMode(frame, options.conv_halo, options.norm) if coupled else nullcontext():
+                output = forward(**call)
+        finally:
+            self._frame = None
+        prediction = family.prediction_of(output).unflatten(0, (layout.num_tiles, -1))
+        if self.on_tiles is not None:
+            self.on_tiles(prediction, layout, step)
+        blended = blend_tiles(prediction, layout, options.window, backend=options.backend)
+        return family.with_prediction(output, blended)
+
+    def _step(self, call: dict[str, Any]) -> tuple[int, float]:
+        """The denoising step and the halo's weight; looks at the timestep only if somebody asks."""
+        schedule = self.options.halo_schedule
+        if schedule == "constant" and self.on_tiles is None:
+            return 0, 1.0
+        step, steps = self._steps.position(self._family.timestep_of(call))
+        return step, halo_weight(schedule, step, steps)
+
+
+def enable_tiling(
+    pipe_or_model: Any,
+    tile: Extent | None = None,
+    overlap: Extent = 0,
+    halo: Extent | str | None = None,
+    window: str | Sequence[Tensor] = "hann",
+    wrap: bool | Sequence[bool] = False,
+    conv_halo: bool = True,
+    norm: str = "canvas",
+    halo_schedule: Schedule = "constant",
+    num_steps: int | None = None,
+    size_conditioning: str = "tile",
+    backend: str = "auto",
+    unit: str | None = None,
+) -> Tiling:
+    """Makes a pipeline paint any size tile by tile, the tiles of one canvas influencing one another at every step.
+
+    The denoiser gets the whole canvas, cuts it into tiles, predicts for all of them in one batch, and blends the
+    predictions. The pipeline stays as it is; call it with the `height` and `width` you want. Enabling again replaces
+    the tiling in force. With overlap 0, halo "all" and the other couplings as by default the result is the untiled
+    model's, to rounding.
+
+    Args:
+        pipe_or_model: a pipeline with a `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, SDXL; text-to-image,
+            image-to-image, inpainting), or such a UNet on its own.
+        tile: size of a tile, an int or (height, width); default the size the model was trained at. A tile larger than
+            the canvas becomes the canvas.
+        overlap: what adjacent tiles share, an int or (height, width); 0 needs no blending.
+        halo: how far attention sees beyond a tile's border: an int, (height, width) or "all"; default an eighth of
+            the tile. 0 leaves the attention processors alone.
+        window: weights of overlapping tiles: "uniform", "hann", "linear", "gaussian", or two 1-D tensors (height,
+            width) as long as the tile in latents.
+        wrap: which axes are periodic, a bool or (height, width): (False, True) is a 360-degree panorama, True a
+            seamless texture. A pipeline's VAE then decodes with circular context.
+        conv_halo: convolutions read their neighbours' positions instead of zeros.
+        norm: whose statistics group norms use: "tile", "neighbours" (weighted by nearness) or "canvas".
+        halo_schedule: the halo's weight over the run: "constant" (1), "quadratic" (1 - (i / n)^2 at step i of n) or a
+            function of (i, n) that returns a number in [0, 1].
+        num_steps: steps of a run, for a bare model whose schedule isn't constant; a pipeline's scheduler tells.
+        size_conditioning: SDXL's `time_ids` per tile: "tile" (sizes that equal the canvas's become the tile's, as in
+            training), "crop" (the tile as a crop of one large picture) or "canvas" (untouched).
+        backend: backend of the operations, "auto" or a name from `tiledattn.backends()`.
+        unit: what tile, overlap and halo are counted in: "pixel" (default) or "latent", the only one for a bare model.
+
+    Returns:
+        The handle. `with enable_tiling(pipe, ...):` disables at the end.
+
+    Raises:
+        TypeError: an argument of the wrong type, a denoiser that isn't supported, or an attention processor that isn't
+            a stock one.
+        ValueError: an argument out of range, or sizes that the model's levels can't divide, naming the nearest that
+            work. A canvas that can't be divided raises the same when the pipeline is called.
+        NotImplementedError: a pipeline whose conditioning lies on the canvas (ControlNet, T2I-Adapter, GLIGEN).
+
+    Example:
+        >>> enable_tiling(pipe, tile=1024, halo=128)
+        >>> pipe("an aerial photo of a river delta", height=4096, width=4096).images[0]
+    """
+    pipe, model = _resolve(pipe_or_model)
+    if pipe is not None:
+        _check_pipeline(pipe)
+    family = family_of(model)
+    family.check(model)
+    vae_factor = getattr(pipe, "vae_scale_factor", None)
+    facts = Model(
+        granularity=family.granularity(model),
+        native_tile=family.native_tile(model),
+        pixels=family.pixels_per_latent(model) if vae_factor is None else int(vae_factor),
+        has_vae=vae_factor is not None,
+        has_scheduler=pipe is not None,
+    )
+    options = make_options(
+        facts,
+        tile=tile,
+        overlap=overlap,
+        halo=halo,
+        window=window,
+        wrap=wrap,
+        conv_halo=conv_halo,
+        norm=norm,
+        halo_schedule=halo_schedule,
+        num_steps=num_steps,
+        size_conditioning=size_conditioning,
+        backend=backend,
+        unit=unit,
+    )
+    tiling = Tiling(model, family, options, pipe)
+    tiling.check_processors()
+    before = tiling_of(model)
+    if before is not None:
+        before.disable()
+    tiling.install()
+    return tiling
+
+
+def disable_tiling(pipe_or_model: Any) -> None:
+    """Takes the tiling off: attention processors, forward and VAE are the objects they were before.
+
+    Harmless on a model without a tiling.
+
+    Raises:
+        TypeError: not a pipeline or a model.
+    """
+    pipe, model = _resolve(pipe_or_model)
+    tiling = None if model is None else tiling_of(model)
+    if tiling is not None:
+        tiling.disable()
+
+
+def tiling_of(model: nn.Module) -> Tiling | None:
+    """The tiling in force on a model, or None."""
+    hook = installed_hook(model)
+    tiling = None if hook is None else getattr(hook.run, "__self__", None)
+    return tiling if isinstance(tiling, Tiling) else None
+
+
+def _resolve(target: Any) -> tuple[Any | None, Any]:
+    """The pipeline, if it is one, and its denoiser (None if it has none), without torch.compile's wrapper."""
+    if isinstance(target, DiffusionPipeline):
+        model = getattr(target, "unet", None)
+        if model is None:
+            model = getattr(target, "transformer", None)
+        return target, getattr(model, "_orig_mod", model)
+    if isinstance(target, nn.Module):
+        return None, getattr(target, "_orig_mod", target)
+    raise TypeError(
+        f"pipe_or_model: got {type(target).__name__}; expected a diffusers pipeline or a UNet2DConditionModel"
+    )
+
+
+def _check_pipeline(pipe: Any) -> None:
+    """Raises for pipelines that feed the denoiser with what can't be tiled."""
+    name = type(pipe).__name__
+    for component, what in (("controlnet", "a ControlNet's residuals"), ("adapter", "a T2I-Adapter's residuals")):
+        if getattr(pipe, component, None) is not None:
+            raise NotImplementedError(f"{name}: can't be tiled yet: {what} lie on the canvas and would need cutting")
+    if getattr(pipe, "unet", None) is None and getattr(pipe, "transformer", None) is None:
+        raise TypeError(f"{name}: has no unet or transformer to tile")
+
+
+def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name."""
+    if len(args) > len(names):
+        raise TypeError(f"forward: got {len(args)} positional arguments; it takes {len(names)}")
+    call = dict(zip(names, args, strict=False))
+    twice = [name for name in call if name in kwargs]
+    if twice:
+        raise TypeError(f"forward: got several values for {twice}")
+    return {**call, **kwargs}
