@@ -183,7 +183,7 @@ def _attend_by_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale:
     keys, values = k.to(dtype).transpose(-1, -2), v.to(dtype)
     row_bytes = max(1, q.shape[0] * q.shape[1] * k.shape[2] * keys.element_size())
     outs, lses = [], []
-    for rows in q.split(max(1, GATHER_BYTES["cpu"] // row_bytes), dim=2):
+    for rows in torch.split(q, max(1, GATHER_BYTES["cpu"] // row_bytes), dim=2):
         logits = (rows.to(dtype) * scale) @ keys
         if bias is not None:
             logits = logits + bias.to(dtype)
@@ -351,7 +351,7 @@ def _tile_moments(x: Tensor, layout: TileLayout) -> tuple[Tensor, Tensor, Tensor
     if bool((positions == layout.tile_positions).all()):
         var, mean = torch.var_mean(x, dim=-1, correction=0)
         return mean, var, positions
-    x = x.unflatten(-1, (-1, layout.tile_positions))
+    x = x.view(*x.shape[:3], -1, layout.tile_positions)
     mask = owned.to(x.dtype)[:, None, None, None, :]
     total = (positions * x.shape[3]).clamp(min=1)[:, None, None]
     mean = (x * mask).sum((-1, -2)) / total
@@ -393,5 +393,5 @@ def _nearness(layout: TileLayout, device: torch.device, dtype: torch.dtype) -> T
     table = np.ones((1, 1))
     for axis in layout.axes:
         hat = np.maximum(0.0, 1.0 - axis_distances(axis) / (2.0 * axis.tile))
-        table = np.kron(table, hat)
+        table = np.asarray(np.kron(table, hat), dtype=np.float64)
     return torch.from_numpy(table).to(device=device, dtype=dtype)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,6 +142,11 @@ def _outside(
             yield tile, tuple(p for _, p in sources)
 
 
+def _at(place: Sequence[int | slice], *tile: int) -> Any:
+    """Index of a position in all channels, of a canvas or of one tile of a batch."""
+    return (*tile, slice(None), slice(None), *place)
+
+
 def _row_major(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
     flat = 0
     for p, n in zip(place, shape, strict=True):
@@ -163,7 +169,7 @@ def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
     for t, index in enumerate(tiles):
         for place in itertools.product(*(range(w) for w in layout.tile)):
             position = tuple((a.origins[i] + p) % a.length for a, i, p in zip(axes, index, place, strict=True))
-            out[(t, slice(None), slice(None), *place)] = canvas[(slice(None), slice(None), *position)]
+            out[_at(place, t)] = canvas[_at(position)]
     return out
 
 
@@ -175,8 +181,8 @@ def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...
         for place in itertools.product(*(range(w) for w in layout.tile)):
             position = tuple((a.origins[i] + p) % a.length for a, i, p in zip(axes, index, place, strict=True))
             weight = math.prod(float(w[i, p]) for w, i, p in zip(weights, index, place, strict=True))
-            value = tiles[(t, slice(None), slice(None), *place)].to(torch.float64)
-            out[(slice(None), slice(None), *position)] += weight * value
+            value = tiles[_at(place, t)].to(torch.float64)
+            out[_at(position)] += weight * value
     return out.to(tiles.dtype)
 
 
@@ -193,9 +199,7 @@ def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], 
                 continue
             sources = [a.source(i, x % a.length) for a, i, x in zip(axes, index, position, strict=True)]
             lender = number[tuple(s for s, _ in sources)]
-            out[(t, slice(None), slice(None), *place)] = tiles[
-                (lender, slice(None), slice(None), *(p for _, p in sources))
-            ]
+            out[_at(place, t)] = tiles[_at([p for _, p in sources], lender)]
     return out
 
 
@@ -215,7 +219,7 @@ def group_norm_tiles(
     out = torch.zeros_like(x)
     groups = x.reshape(*x.shape[:2], num_groups, -1, *layout.tile)
     for t, index in enumerate(indices):
-        total, square, count = 0.0, 0.0, 0.0
+        total, square, count = x.new_zeros(()), x.new_zeros(()), 0.0
         for u, other in enumerate(indices):
             nearness = _nearness(axes, index, other, scope)
             for place in itertools.product(*(range(w) for w in layout.tile)):
@@ -223,7 +227,7 @@ def group_norm_tiles(
                 owned = all(a.deepest(p) == i for a, i, p in zip(axes, other, position, strict=True))
                 share = nearness * (1.0 if scope == "tile" or owned else 0.0)
                 if share:
-                    value = groups[(u, ..., *place)]
+                    value = groups[_at((slice(None), *place), u)]
                     total = total + share * value.sum(-1)
                     square = square + share * (value**2).sum(-1)
                     count += share * value.shape[-1]

@@ -36,7 +36,7 @@ class AttentionTables(NamedTuple):
 
     class_of_tile: Tensor  # int32 [T]
     starts: Tensor  # int64 [classes + 1]
-    index: Tensor  # int32 [starts[-1]]
+    index: Tensor  # type: ignore[assignment]  # int32 [starts[-1]]; hides tuple.index, which nobody calls
 
 
 @lru_cache(maxsize=128)

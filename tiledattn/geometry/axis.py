@@ -5,6 +5,7 @@ Everything on an N-axis canvas is a product of these per-axis facts.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,8 +125,7 @@ def _segments(axis: Axis, index: int, first: int, last: int) -> tuple[Segment, .
     breaks = (np.diff(source) != 0) | (np.diff(start) != 1) | (np.diff(inside.astype(np.int8)) != 0)
     cuts = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(offsets)]))
     return tuple(
-        Segment(int(source[a]), int(start[a]), int(b - a), int(offsets[a]))
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        Segment(int(source[a]), int(start[a]), int(b - a), int(offsets[a])) for a, b in itertools.pairwise(cuts)
     )
 
 
@@ -144,4 +144,4 @@ def axis_distances(axis: Axis) -> NDArray[np.int64]:
     """Distance in positions between the origins of each two tiles [tiles, tiles], the short way on a periodic axis."""
     origins = np.asarray(axis_origins(axis), dtype=np.int64)
     apart = np.abs(origins[:, None] - origins[None, :])
-    return np.minimum(apart, axis.length - apart) if axis.wrap else apart
+    return np.asarray(np.minimum(apart, axis.length - apart)) if axis.wrap else apart

@@ -167,7 +167,7 @@ def _layout_from_ints(values: tuple[int, ...]) -> TileLayout:
 def _int_tuple(name: str, value: Ints, axes: int | None) -> tuple[int, ...]:
     """`value` as one int per axis; `axes` None takes the number of axes from the value itself."""
     values = (value,) * (axes or 1) if isinstance(value, int) else value
-    if not isinstance(values, Sequence) or isinstance(values, str):
+    if not isinstance(values, Sequence):
         raise TypeError(f"{name}: got {value!r}; expected an int or a tuple of ints, one per axis")
     for axis, item in enumerate(values):
         if isinstance(item, bool) or not isinstance(item, int):
@@ -179,7 +179,7 @@ def _int_tuple(name: str, value: Ints, axes: int | None) -> tuple[int, ...]:
 
 def _bool_tuple(name: str, value: Bools, axes: int) -> tuple[bool, ...]:
     values = (value,) * axes if isinstance(value, bool) else value
-    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(v, bool) for v in values):
+    if not isinstance(values, Sequence) or not all(isinstance(v, bool) for v in values):
         raise TypeError(f"{name}: got {value!r}; expected a bool or a tuple of bools, one per axis")
     if len(values) != axes:
         raise ValueError(f"{name}: got {len(values)} values {tuple(values)}; the canvas has {axes} axes")

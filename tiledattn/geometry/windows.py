@@ -25,7 +25,7 @@ def window_weights(kind: str, tile: int, overlap: int) -> NDArray[np.float64]:
     - "uniform": 1 (plain averaging, as MultiDiffusion does);
     - "hann": sin^2 over a ramp as long as the overlap at either end, 1 between;
     - "linear": a straight ramp as long as the overlap at either end, 1 between;
-    - "gaussian": exp(-(x - 1/2)^2 / (2 * 0.1^2)) + 1e-5 over the whole tile (Mixture of Diffusers' shape, Jimenez 2023).
+    - "gaussian": exp(-(x - 1/2)^2 / (2 * 0.1^2)) + 1e-5 over the whole tile (Mixture of Diffusers, Jimenez 2023).
 
     Raises:
         ValueError: an unknown `kind`, naming the known ones.

@@ -18,7 +18,7 @@ from ..backends import pytorch
 from ..backends.tables import custom_window_tables, window_tables
 from ..geometry import AttentionPlan, TileLayout, attention_plan
 
-_LIB = torch.library.Library("tiledattn", "DEF")
+_LIB = torch.library.Library("tiledattn", "DEF")  # type: ignore[no-untyped-call]
 
 Grads = tuple[Tensor | None, ...]
 
@@ -254,30 +254,30 @@ def _norm_backward(ctx: Any, grad: Tensor) -> Grads:
     return (gx, None if weight is None else gw, None if bias is None else gb, *(None,) * 5)
 
 
-def _keep_args(first: int) -> Callable[[Any, tuple[Any, ...], Any], None]:
-    """Remembers an operator's plain arguments from the `first` on, without the backend's name."""
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.args = inputs[first:-1]
-        ctx.count = len(inputs) - 1
-
-    return setup
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps all but the data and the backend's name; a list of tensors (blend windows) is saved as tensors."""
+    tensors, *args = inputs[1:-1]
+    ctx.lists = not tensors or isinstance(tensors[0], Tensor)
+    ctx.save_for_backward(*(tensors if ctx.lists else ()))
+    ctx.args = args if ctx.lists else inputs[1:-1]
 
 
-def _linear_backward(name: str) -> Callable[[Any, Tensor], Grads]:
-    """The backward of a linear operator, which needs no saved tensor of the data."""
+def _linear_backward(name: str) -> Callable[[Any, Tensor], tuple[Any, ...]]:
+    """The backward of a linear operator, which needs nothing of the data."""
 
-    def backward(ctx: Any, grad: Tensor) -> Grads:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         op = getattr(torch.ops.tiledattn, f"{name}_backward")
-        return (op(grad, *ctx.args), *(None,) * ctx.count)
+        windows = ([*ctx.saved_tensors],) if ctx.lists else ()
+        nothing = tuple([None] * len(w) for w in windows)
+        return (op(grad, *windows, *ctx.args), *nothing, *(None,) * (len(ctx.args) + 1))
 
     return backward
 
 
 def _define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> str:
     name = schema.partition("(")[0]
-    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIB.impl(name, function, "CompositeExplicitAutograd")
+    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    _LIB.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"tiledattn::{name}", fake, lib=_LIB)
     return f"tiledattn::{name}"
 
@@ -341,7 +341,7 @@ def _register() -> None:
     for name, data, args, function, fake, vjp in linear:
         op = _define(f"{name}({data}, {args}, str backend) -> Tensor", function, fake)
         _define(f"{name}_backward(Tensor grad, {args}) -> Tensor", vjp, _linear_fake(name))
-        torch.library.register_autograd(op, _linear_backward(name), setup_context=_keep_args(1), lib=_LIB)
+        torch.library.register_autograd(op, _linear_backward(name), setup_context=_linear_setup, lib=_LIB)
 
 
 def _linear_fake(name: str) -> Callable[..., Tensor]:
@@ -359,8 +359,8 @@ def _linear_fake(name: str) -> Callable[..., Tensor]:
 
 _register()
 
-cross_tile_attention = torch.ops.tiledattn.cross_tile_attention
-extract_tiles = torch.ops.tiledattn.extract_tiles
-blend_tiles = torch.ops.tiledattn.blend_tiles
-pad_tiles = torch.ops.tiledattn.pad_tiles
-group_norm_tiles = torch.ops.tiledattn.group_norm_tiles
+cross_tile_attention: Callable[..., tuple[Tensor, Tensor]] = torch.ops.tiledattn.cross_tile_attention
+extract_tiles: Callable[..., Tensor] = torch.ops.tiledattn.extract_tiles
+blend_tiles: Callable[..., Tensor] = torch.ops.tiledattn.blend_tiles
+pad_tiles: Callable[..., Tensor] = torch.ops.tiledattn.pad_tiles
+group_norm_tiles: Callable[..., Tensor] = torch.ops.tiledattn.group_norm_tiles

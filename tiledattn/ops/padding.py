@@ -36,7 +36,7 @@ def pad_tiles(tiles: Tensor, layout: TileLayout, pad: int | Sequence[int], *, ba
     check_layout(layout)
     x = check_tiles(tiles, layout)
     values = (pad,) * len(layout.tile) if isinstance(pad, int) else pad
-    if not isinstance(values, Sequence) or isinstance(values, str):
+    if not isinstance(values, Sequence):
         raise TypeError(f"pad: got {pad!r} ({type(pad).__name__}); expected an int or one per axis")
     if len(values) != len(layout.tile):
         raise ValueError(f"pad: got {len(values)} values {tuple(values)}; the canvas has {len(layout.tile)} axes")
