@@ -1,0 +1,1 @@
+"""Parts of the training run behind ``bench/train_small_unet.py``."""
