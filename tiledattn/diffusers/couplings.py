@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..geometry import TileLayout
 from ..ops import group_norm_tiles, pad_tiles
-from .frame import Frame
+from .frame import Frame, split_tiles
 
 
 class CouplingMode(TorchFunctionMode):
@@ -96,11 +96,13 @@ class CouplingMode(TorchFunctionMode):
     def _ring(self, input: Tensor, before: list[int], after: list[int], stride: list[int]) -> Tensor:
         """[T*B, C, h, w] with `before` and `after` more rows and columns (per axis) from the owners."""
         layout = self._level(input, "a padded convolution")
-        if any(v % s for values in (layout.size, layout.tile, layout.overlap) for v, s in zip(values, stride, strict=True)):
+        if any(
+            v % s for values in (layout.size, layout.tile, layout.overlap) for v, s in zip(values, stride, strict=True)
+        ):
             raise ValueError(f"conv_halo: stride {tuple(stride)} does not divide the level's layout {layout}")
         width = [max(pair) for pair in zip(before, after, strict=True)]
         with self.frame.pause():
-            tiles = pad_tiles(self._split(input, layout), layout, tuple(width), backend=self.frame.backend)
+            tiles = pad_tiles(split_tiles(input, layout), layout, tuple(width), backend=self.frame.backend)
         padded = tiles.flatten(0, 1)
         for axis, (ring, first, last) in enumerate(zip(width, before, after, strict=True)):
             if (first, last) != (ring, ring):
@@ -117,12 +119,17 @@ class CouplingMode(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Tensor:
         layout = self._level(input, "a group norm")
-        tiles = self._split(input, layout).unflatten(-1, layout.tile) if input.ndim == 3 else self._split(input, layout)
+        dtype = input.dtype
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.float32
         with self.frame.pause():
+            wide = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
+            tiles = input.reshape(layout.num_tiles, -1, input.shape[1], *layout.tile).to(wide)
+            weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
             out = group_norm_tiles(
                 tiles, layout, num_groups, weight, bias, eps, scope=self.norm, backend=self.frame.backend
             )
-        return out.reshape(input.shape)
+        return out.reshape(input.shape).to(dtype)
 
     def _level(self, input: Tensor, what: str) -> TileLayout:
         """The layout of the level that `input` ([T*B, C, h, w] or [T*B, C, N]) lies on."""
@@ -138,11 +145,6 @@ class CouplingMode(TorchFunctionMode):
                 f"{layout.tile}; use conv_halo=False and norm='tile', or disable_tiling"
             )
         return layout.scaled(factor)
-
-    @staticmethod
-    def _split(input: Tensor, layout: TileLayout) -> Tensor:
-        """[T*B, ...] -> [T, B, ...]."""
-        return input.unflatten(0, (layout.num_tiles, -1))
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from ..geometry import TileLayout
 
 
@@ -37,7 +39,7 @@ class Frame:
         return factor if fits and self._divides(factor) else None
 
     def token_factor(self, tokens: int) -> int | None:
-        """How many times coarser than the layout a sequence of `tokens` tokens a tile is; None when it fits no level."""
+        """How many times coarser than the layout tiles of `tokens` tokens are; None when they fit no level."""
         positions = self.layout.tile_positions
         if tokens < 1 or positions % tokens:
             return None
@@ -60,3 +62,8 @@ class Frame:
     def _divides(self, factor: int) -> bool:
         layout = self.layout
         return not any(value % factor for value in (*layout.size, *layout.tile, *layout.overlap))
+
+
+def split_tiles(batch: Tensor, layout: TileLayout) -> Tensor:
+    """[T*B, ...] -> [T, B, ...]."""
+    return batch.reshape(layout.num_tiles, -1, *batch.shape[1:])

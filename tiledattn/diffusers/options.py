@@ -140,12 +140,8 @@ def check_multiple(name: str, value: int, multiple: int, unit: str, least: int) 
         return
     below = value // multiple * multiple
     near = [v for v in (below, below + multiple) if v >= least * multiple]
-    nearest = " or ".join(map(str, near))
-    raise ValueError(
-        f"{name}: got {value} {unit}s; the model's levels need a multiple of {multiple}: the nearest is {nearest}"
-        if len(near) == 1
-        else f"{name}: got {value} {unit}s; the model's levels need a multiple of {multiple}: the nearest are {nearest}"
-    )
+    nearest = f"nearest are {near[0]} and {near[1]}" if len(near) == 2 else f"nearest is {near[0]}"
+    raise ValueError(f"{name}: got {value} {unit}s; it must be a multiple of {multiple} here; the {nearest}")
 
 
 def _unit(unit: str | None, model: Model) -> str:
@@ -179,9 +175,7 @@ def _overlap(overlap: Extent, tile: tuple[int, int], model: Model, unit: str, sc
     return pair[0] // scale, pair[1] // scale
 
 
-def _halo(
-    halo: Extent | str | None, tile: tuple[int, int], unit: str, scale: int
-) -> tuple[int, int] | Literal["all"]:
+def _halo(halo: Extent | str | None, tile: tuple[int, int], unit: str, scale: int) -> tuple[int, int] | Literal["all"]:
     if halo is None:
         return max(1, tile[0] // 8), max(1, tile[1] // 8)
     if isinstance(halo, str):
@@ -197,7 +191,9 @@ def _halo(
 def _pair(name: str, value: object, least: int, unit: str) -> tuple[int, int]:
     values = [value, value] if isinstance(value, int) else value
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an int in {unit}s or (height, width)")
+        raise TypeError(
+            f"{name}: got {value!r} ({type(value).__name__}); expected an int in {unit}s or (height, width)"
+        )
     if len(values) != 2:
         raise ValueError(f"{name}: got {len(values)} values {tuple(values)}; expected an int or (height, width)")
     for item in values:
@@ -223,11 +219,14 @@ def _window(window: object, tile: tuple[int, int]) -> str | tuple[Tensor, ...]:
         return window
     if isinstance(window, Tensor) or not isinstance(window, Sequence):
         raise TypeError(
-            f"window: got {type(window).__name__}; expected one of {', '.join(WINDOWS)} or two 1-D tensors (height, width)"
+            f"window: got {type(window).__name__}; expected one of {', '.join(WINDOWS)} or two 1-D tensors "
+            "(height, width)"
         )
     shapes = [tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in window]
     if shapes != [(length,) for length in tile]:
-        raise ValueError(f"window: got {shapes}; expected tensors of shape ({tile[0]},) and ({tile[1]},), the tile in latents")
+        raise ValueError(
+            f"window: got {shapes}; expected tensors of shape ({tile[0]},) and ({tile[1]},), the tile in latents"
+        )
     if not all(bool((item > 0).all() and item.isfinite().all()) for item in window):
         raise ValueError("window: weights must be positive and finite everywhere")
     return tuple(window)
@@ -248,8 +247,8 @@ def _check_schedule(schedule: object, num_steps: object, model: Model) -> None:
             raise ValueError(f"num_steps: got {num_steps}; it must be at least 1")
     elif schedule != "constant" and not model.has_scheduler:
         raise ValueError(
-            "num_steps: a bare model has no scheduler to tell how many steps there are, which this halo_schedule needs; "
-            "pass num_steps="
+            "num_steps: a bare model has no scheduler to tell how many steps there are, which this halo_schedule "
+            "needs; pass num_steps="
         )
 
 

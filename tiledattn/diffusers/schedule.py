@@ -26,7 +26,8 @@ def halo_weight(schedule: Schedule, step: int, steps: int) -> float:
     weight = schedule(step, steps)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise TypeError(
-            f"halo_schedule: returned {weight!r} ({type(weight).__name__}) for step {step} of {steps}; expected a number"
+            f"halo_schedule: returned {weight!r} ({type(weight).__name__}) for step {step} of {steps}; "
+            "expected a number in [0, 1]"
         )
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"halo_schedule: returned {weight} for step {step} of {steps}; expected a number in [0, 1]")
@@ -100,5 +101,5 @@ def _place_in_storage(timestep: Any, timesteps: Tensor) -> int | None:
         return None
     if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
         return None
-    place = timestep.storage_offset() - timesteps.storage_offset()
+    place = int(timestep.storage_offset()) - int(timesteps.storage_offset())
     return place if timesteps.stride(0) == 1 and 0 <= place < len(timesteps) else None

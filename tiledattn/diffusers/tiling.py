@@ -16,7 +16,7 @@ from ..ops import blend_tiles, extract_tiles
 from .couplings import CouplingMode
 from .families import Family, family_of
 from .families.base import CallContext
-from .frame import Frame
+from .frame import Frame, split_tiles
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .options import Extent, Model, Options, Schedule, make_options
 from .processors import CrossTileAttnProcessor, is_known
@@ -43,7 +43,7 @@ class Tiling:
         self._model = model
         self._family = family
         self._frame: Frame | None = None
-        self._attentions = family.self_attentions(model) if options.has_halo else {}
+        self._attentions: dict[str, Any] = family.self_attentions(model) if options.has_halo else {}
         self._originals: dict[str, Any] = {}
         self._hook = InnermostHook(self._run)
         vae = None if pipe is None else getattr(pipe, "vae", None)
@@ -70,7 +70,7 @@ class Tiling:
         if not self.enabled:
             return
         remove_hook(self._model, self._hook)
-        for name, module in self._attentions.items():
+        for module in self._attentions.values():
             if self._is_mine(module.processor):
                 module.set_processor(module.processor.original)
         kept = getattr(self._model, "original_attn_processors", None)
@@ -136,7 +136,7 @@ class Tiling:
                 output = forward(**call)
         finally:
             self._frame = None
-        prediction = family.prediction_of(output).unflatten(0, (layout.num_tiles, -1))
+        prediction = split_tiles(family.prediction_of(output), layout)
         if self.on_tiles is not None:
             self.on_tiles(prediction, layout, step)
         blended = blend_tiles(prediction, layout, options.window, backend=options.backend)
@@ -254,7 +254,7 @@ def disable_tiling(pipe_or_model: Any) -> None:
     Raises:
         TypeError: not a pipeline or a model.
     """
-    pipe, model = _resolve(pipe_or_model)
+    _, model = _resolve(pipe_or_model)
     tiling = None if model is None else tiling_of(model)
     if tiling is not None:
         tiling.disable()

@@ -44,7 +44,7 @@ _REFUSED = {
 class UNetFamily:
     """`UNet2DConditionModel` with the blocks of SD 1.x, 2.x and SDXL."""
 
-    classes = ("UNet2DConditionModel",)
+    classes: tuple[str, ...] = ("UNet2DConditionModel",)
 
     def matches(self, model: Any) -> bool:
         """Whether the model is a `UNet2DConditionModel`."""
@@ -65,14 +65,18 @@ class UNetFamily:
                     f"{name}: can't tile a UNet with {strange}; supported are {', '.join(map(str, known))}"
                 )
         if config.attention_type != "default":
-            raise ValueError(f"attention_type: {config.attention_type!r} (GLIGEN) places boxes on the canvas; only 'default' can be tiled")
+            raise ValueError(
+                f"attention_type: {config.attention_type!r} (GLIGEN) places boxes on the canvas; "
+                "only 'default' can be tiled"
+            )
         if config.addition_embed_type == "image_hint":
             raise ValueError("addition_embed_type: 'image_hint' adds a hint on the canvas, which can't be tiled yet")
         for name, module in model.named_modules():
             mode = getattr(module, "padding_mode", "zeros")
             if isinstance(module, nn.Conv2d) and mode != "zeros":
                 raise ValueError(
-                    f"{name}: padding_mode is {mode!r}; tiling pads by itself: set it back to 'zeros' and pass wrap=True"
+                    f"{name}: padding_mode is {mode!r}; tiling pads by itself: set it back to 'zeros' and pass "
+                    "wrap=True to enable_tiling"
                 )
             if isinstance(module, Attention) and isinstance(module.norm_cross, nn.GroupNorm):
                 raise ValueError(f"{name}: cross_attention_norm 'group_norm' can't be told from norms of the canvas")
@@ -175,7 +179,7 @@ def _repeater(context: CallContext) -> Callable[[str, Any], Any]:
             return value.expand(context.layout.num_tiles * context.batch, *value.shape[1:])
         if not value.ndim or value.shape[0] != context.batch:
             raise ValueError(
-                f"{name}: got shape {tuple(value.shape)}; expected {context.batch} rows, one for each of the canvas batch"
+                f"{name}: got shape {tuple(value.shape)}; expected {context.batch} rows, as many as the canvas batch"
             )
         return value.repeat(context.layout.num_tiles, *(1,) * (value.ndim - 1))
 
