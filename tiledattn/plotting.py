@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from .files import whole_file
 from .geometry import TileLayout, attention_plan, normalize_halo
 from .geometry.layout import Ints
 from .geometry.plan import Halo, Rectangle
@@ -73,7 +73,7 @@ def draw_layout(axes: Any, layout: TileLayout, halo: Ints | str = 0, tile: int |
     axes.set_aspect("equal")
     canvas = Box((0, 0), width, height, facecolor=PAPER, edgecolor="none", zorder=0)
     axes.add_patch(canvas)
-    for axis, first, length in _shared_runs(layout):
+    for axis, first, length in shared_runs(layout):
         corner, shape = ((0, first), (width, length)) if axis == 0 else ((first, 0), (length, height))
         axes.add_patch(Box(corner, *shape, facecolor=SHARED, alpha=0.16, edgecolor="none", zorder=1))
     outlines = [Box((x, y), layout.tile[1], layout.tile[0]) for y, x in layout.origins]
@@ -187,7 +187,7 @@ def _copies(layout: TileLayout) -> list[tuple[int, int]]:
     return copies
 
 
-def _shared_runs(layout: TileLayout) -> Iterator[tuple[int, int, int]]:
+def shared_runs(layout: TileLayout) -> Iterator[tuple[int, int, int]]:
     """(axis, first position, length) of every run of positions that two or more tiles of the axis contain."""
     for axis, origins in enumerate(layout.axis_origins):
         places = (np.asarray(origins)[:, None] + np.arange(layout.tile[axis])) % layout.size[axis]
@@ -250,7 +250,7 @@ def _legend(
     from matplotlib.patches import Patch
 
     entries: list[Any] = [Patch(facecolor=PAPER, edgecolor=GREY, label="tile")]
-    if next(_shared_runs(layout), None) is not None:
+    if next(shared_runs(layout), None) is not None:
         entries.append(Patch(facecolor=SHARED, alpha=0.25, label="overlap"))
     if any(layout.wrap):
         entries.append(Line2D([], [], color=INK, linestyle=(0, (2, 2)), label="wraps"))
@@ -309,18 +309,10 @@ def _figure_class() -> Any:
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes beside the target and then renames, so that no half file is ever seen."""
     target = Path(path)
     kind = target.suffix[1:].lower()
     known = sorted(figure.canvas.get_supported_filetypes())
     if kind not in known:
         raise ValueError(f"path: got {str(target)!r}; its ending must be one of .{', .'.join(known)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-    os.close(handle)
-    try:
+    with whole_file(target) as temporary:
         figure.savefig(temporary, format=kind, dpi=160, facecolor="white")
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -82,9 +82,7 @@ def ratio_interval(
             "expected the same number of each, at least one"
         )
     if (top < 0).any() or (bottom < 0).any():
-        raise ValueError(
-            "numerators, denominators: got negative values; means of |difference| are at least 0"
-        )
+        raise ValueError("numerators, denominators: got negative values; means of |difference| are at least 0")
     logs, variance, names = [], 0.0, np.unique(labels)
     for name in names:
         a, b = top[labels == name], bottom[labels == name]

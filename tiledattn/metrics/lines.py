@@ -42,9 +42,7 @@ def seam_lines(layout: TileLayout, axis: int, where: Where = "owner") -> tuple[i
     return tuple(sorted(int(p) for p in found if line.wrap or p != 0))
 
 
-def control_lines(
-    layout: TileLayout, axis: int, line: int, period: int = 1, where: Where = "owner"
-) -> tuple[int, ...]:
+def control_lines(layout: TileLayout, axis: int, line: int, period: int = 1, where: Where = "owner") -> tuple[int, ...]:
     """Lines of the same orientation and phase as a seam line that lie well inside the cells.
 
     They are the lines p with p = line (mod `period`) that are at least a quarter of the axis's shortest cell

@@ -1,0 +1,212 @@
+"""The command line without painting: help, exit codes, plot, doctor, and what happens without its packages."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+import tiledattn
+from tiledattn.cli import main
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+
+from typer.testing import CliRunner
+
+from tiledattn.cli.app import app
+from tiledattn.cli.command import parse_extent, parse_halo, parse_size, parse_wrap
+
+COMMANDS = ("demo", "generate", "plot", "doctor")
+
+
+def test_help_lists_the_commands():
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    assert all(name in shown.output for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name):
+    shown = CliRunner().invoke(app, [name, "--help"])
+    assert shown.exit_code == 0
+    assert f"tiledattn {name} " in shown.output
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == tiledattn.__version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nosuch"], ["plot"], ["plot", "--nosuch"], ["demo", "--tiles", "3"], ["generate", "-p", "a", "--steps", "0"]],
+)
+def test_bad_usage_is_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--size", "512", "--size: got '512'; expected WxH"),
+        ("--size", "0x64", "--size: got '0x64'"),
+        ("--tile", "a", "--tile: got 'a'; expected a number such as 64"),
+        ("--tile", "4096", "tile: axis 0 is 4096; it must be between 1 and the canvas's 512"),
+        ("--overlap", "128", "overlap: axis 0 is 128; it must be between 0 and 127"),
+        ("--halo", "some", "--halo: got 'some'"),
+        ("--wrap", "z", "--wrap: got 'z'; expected none, x, y or xy"),
+        ("--highlight", "99", "tile: got 99; the layout has tiles 0 to 31"),
+        ("--out", "layout.xyz", "path: got 'layout.xyz'; its ending"),
+    ],
+)
+def test_bad_values_are_one_line_and_2(option, value, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", "--size", "1024x512", "--tile", "128", option, value]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["plot", "--size", "512", "--tile", "128", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_plot_draws_the_layout(tmp_path, capsys):
+    out = tmp_path / "new" / "layout.png"
+    arguments = ["plot", "--size", "1024x512", "--tile", "128", "--overlap", "16", "--halo", "32x16"]
+    arguments += ["--wrap", "x", "--out"]
+    assert main([*arguments, str(out)]) == 0
+    assert "50 tiles, grid 5 x 10" in capsys.readouterr().out
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctrl_c_is_130_and_leaves_no_file(tmp_path, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    def interrupted(self, name, **options):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", interrupted)
+    assert main(["plot", "--size", "64x64", "--tile", "32", "--out", str(tmp_path / "layout.png")]) == 130
+    assert not list(tmp_path.iterdir())
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_is_one_line_and_1(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "layout.png"
+    assert main(["plot", "--size", "64x64", "--tile", "32", "--out", str(out)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_doctor_prints_versions_devices_and_backends(capsys):
+    import torch
+
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for part in (tiledattn.__version__, torch.__version__, "cpu", "reference", "TILEDATTN_BACKEND"):
+        assert part in text
+    for reason in filter(None, tiledattn.backends().values()):
+        assert reason.split()[0] in text
+
+
+def test_doctor_json_is_json_and_agrees_with_the_library(capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("TILEDATTN_BACKEND", "torch")
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["tiledattn"] == tiledattn.__version__
+    assert report["packages"]["torch"] == torch.__version__
+    assert report["backends"] == tiledattn.backends()
+    assert report["devices"][0]["device"] == "cpu"
+    assert report["automatic"]["cpu"]["float32"].startswith("torch")
+    assert report["environment"] == {"TILEDATTN_BACKEND": "torch"}
+
+
+def test_doctor_names_the_extra_of_a_missing_package(capsys, monkeypatch):
+    import importlib.metadata
+
+    known = importlib.metadata.version
+
+    def version(name):
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["doctor"]) == 0
+    assert "pip install 'tiledattn[diffusers]'" in capsys.readouterr().out
+
+
+def test_without_typer_one_sentence_names_the_extra(tmp_path):
+    code = "import sys; sys.modules['typer'] = None\nfrom tiledattn.cli import main\nsys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().splitlines() == [
+        "tiledattn: the command line needs typer, which is not installed: pip install 'tiledattn[cli]'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blocked", "extra"),
+    [
+        (["doctor"], "rich", "cli"),
+        (["plot", "--size", "64x64", "--tile", "32"], "matplotlib", "cli"),
+        (["generate", "-p", "a"], "diffusers", "diffusers"),
+        (["demo"], "transformers", "diffusers"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(arguments, blocked, extra, tmp_path, monkeypatch, capsys):
+    for name in [blocked, *(name for name in sys.modules if name.startswith(f"{blocked}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1
+    assert f"pip install 'tiledattn[{extra}]'" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom tiledattn.cli import main\n"
+        "main(['--help'])\n"
+        "heavy = {'diffusers', 'transformers', 'matplotlib', 'triton', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_runs_the_same(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tiledattn", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("tiledattn", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip() == tiledattn.__version__
+
+
+def test_option_texts():
+    assert parse_size("512x64") == (64, 512)
+    assert parse_extent("64") == 64
+    assert parse_extent("128X64") == (64, 128)
+    assert parse_halo("all") == "all"
+    assert parse_halo("16x0") == (0, 16)
+    assert [parse_wrap(w) for w in ("none", "x", "y", "xy")] == [
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    ]

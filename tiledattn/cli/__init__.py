@@ -1,0 +1,33 @@
+"""The command line: `tiledattn demo | generate | plot | doctor`, also `python -m tiledattn`.
+
+Exit codes: 0 done, 1 an error (one line on stderr; `--debug` shows where), 2 bad usage, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line on `arguments` (default: the process's) and returns its exit code."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as error:
+        print(
+            f"tiledattn: the command line needs {error.name}, which is not installed: pip install 'tiledattn[cli]'",
+            file=sys.stderr,
+        )
+        return 1
+    from .app import app
+
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="tiledattn")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,117 @@
+"""What all commands share: how errors and Ctrl-C end them, and how option texts are read."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal, ParamSpec, TypeVar
+
+import typer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+SHIPPED_MODEL = "textures_unet"
+
+
+class UsageError(ValueError):
+    """An option's value that doesn't work; the message says which and what would."""
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """A command whose errors are one line on stderr; exit code 2 for bad usage, else 1, and 130 after Ctrl-C.
+
+    With `debug=True` among its arguments the traceback comes before that line.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("tiledattn: stopped; no file was left half-written", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            text = " ".join(str(error).split()) or type(error).__name__
+            print(f"tiledattn: error: {text}", file=sys.stderr)
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+
+    return run
+
+
+@contextmanager
+def bad_usage(option: str | None = None) -> Iterator[None]:
+    """Turns a TypeError or ValueError about an option's value into a `UsageError` that names the option."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{option}: {error}" if option else str(error)) from error
+
+
+def read(option: str, parse: Callable[[str], T], text: str) -> T:
+    """`parse(text)`, whose ValueError becomes a usage error that names the option."""
+    with bad_usage(option):
+        return parse(text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x64" (width x height) as (height, width).
+
+    Raises:
+        ValueError: another form, or a length below 1.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*[xX*]\s*(\d+)\s*", text)
+    if found is None or 0 in (int(found[1]), int(found[2])):
+        raise ValueError(f"got {text!r}; expected WxH, such as 1024x512")
+    return int(found[2]), int(found[1])
+
+
+def parse_extent(text: str) -> int | tuple[int, int]:
+    """ "64" as 64, "64x32" (width x height) as (32, 64).
+
+    Raises:
+        ValueError: another form.
+    """
+    if re.fullmatch(r"\s*\d+\s*", text):
+        return int(text)
+    found = re.fullmatch(r"\s*(\d+)\s*[xX*]\s*(\d+)\s*", text)
+    if found is None:
+        raise ValueError(f"got {text!r}; expected a number such as 64, or WxH such as 128x64")
+    return int(found[2]), int(found[1])
+
+
+def parse_halo(text: str) -> int | tuple[int, int] | Literal["all"]:
+    """As `parse_extent`, or "all".
+
+    Raises:
+        ValueError: another form.
+    """
+    if text.strip().lower() == "all":
+        return "all"
+    try:
+        return parse_extent(text)
+    except ValueError:
+        raise ValueError(f'got {text!r}; expected a number such as 64, WxH, or "all"') from None
+
+
+def parse_wrap(text: str) -> tuple[bool, bool]:
+    """ "none", "x", "y" or "xy" as (wrap y, wrap x).
+
+    Raises:
+        ValueError: another word.
+    """
+    axes = text.strip().lower()
+    if axes == "none":
+        return False, False
+    if axes not in ("x", "y", "xy", "yx"):
+        raise ValueError(f"got {text!r}; expected none, x, y or xy")
+    return "y" in axes, "x" in axes

@@ -1,0 +1,123 @@
+"""`tiledattn generate`: one picture of any size."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .command import DebugOption, bad_usage, command, parse_extent, parse_halo, parse_size, parse_wrap, read
+from .pipelines import check_picture_path, load_pipeline, paint, progress_bar, save_picture
+
+
+@command
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to paint.")],
+    model: Annotated[
+        str | None, typer.Option(help="Directory or hub id of a diffusers pipeline; default the shipped small one.")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Picture, WxH in pixels; default four native widths by one height.")
+    ] = None,
+    tile: Annotated[str | None, typer.Option(help="Tile in pixels, a number or WxH; default native.")] = None,
+    overlap: Annotated[str, typer.Option(help="Pixels that adjacent tiles share, a number or WxH.")] = "0",
+    halo: Annotated[
+        str | None, typer.Option(help='Pixels attention sees beyond a tile, a number, WxH or "all".')
+    ] = None,
+    norm: Annotated[str, typer.Option(help="Statistics of group norms: tile, neighbours or canvas.")] = "canvas",
+    conv_halo: Annotated[bool, typer.Option(help="Convolutions read their neighbours' positions.")] = True,
+    window: Annotated[str, typer.Option(help="Blend weights: uniform, hann, linear or gaussian.")] = "hann",
+    wrap: Annotated[str, typer.Option(help="Periodic axes: none, x, y or xy.")] = "none",
+    halo_schedule: Annotated[str, typer.Option(help="The halo's weight: constant or quadratic.")] = "constant",
+    backend: Annotated[str, typer.Option(help="Backend of the operations; see tiledattn doctor.")] = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default 2 or the pipeline's.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("tiledattn.png"),
+    debug: DebugOption = False,
+) -> None:
+    """Paint one picture, tile by tile.
+
+    [dim]A 360-degree panorama with the shipped model:[/dim]
+
+    [dim]  tiledattn generate -p "a photo of gravel" --size 512x64 --wrap x -o gravel.png[/dim]
+
+    [dim]4K with Stable Diffusion XL:[/dim]
+
+    [dim]  tiledattn generate --model stabilityai/stable-diffusion-xl-base-1.0 -p "a river delta"
+    --size 4096x2048 --tile 1024 --halo 128 -o delta.png[/dim]
+    """
+    options: dict[str, Any] = {
+        "tile": None if tile is None else read("--tile", parse_extent, tile),
+        "overlap": read("--overlap", parse_extent, overlap),
+        "halo": None if halo is None else read("--halo", parse_halo, halo),
+        "wrap": read("--wrap", parse_wrap, wrap),
+        "norm": norm,
+        "conv_halo": conv_halo,
+        "window": window,
+        "halo_schedule": halo_schedule,
+        "backend": backend,
+    }
+    canvas = None if size is None else read("--size", parse_size, size)
+    with bad_usage("--out"):
+        check_picture_path(out)
+    pipe = load_pipeline(model, device, dtype)
+    begin = time.perf_counter()
+    picture, tiles = _paint_one(pipe, options, canvas, steps, seed, prompt, negative_prompt, guidance, model is None)
+    save_picture(picture, out)
+    seconds = time.perf_counter() - begin
+    typer.echo(f"{out}: {picture.width}x{picture.height} pixels, {tiles} tiles, {seconds:.1f} s")
+
+
+def _paint_one(
+    pipe: Any,
+    options: dict[str, Any],
+    canvas: tuple[int, int] | None,
+    steps: int,
+    seed: int,
+    prompt: str,
+    negative_prompt: str | None,
+    guidance: float | None,
+    shipped: bool,
+) -> tuple[Any, int]:
+    """The picture, and of how many tiles it is."""
+    import torch
+
+    from ..diffusers import enable_tiling
+
+    with bad_usage():
+        handle = enable_tiling(pipe, **options)
+    arguments: dict[str, Any] = {"negative_prompt": negative_prompt}
+    if guidance is not None or shipped:
+        arguments["guidance_scale"] = 2.0 if guidance is None else guidance
+    with handle, progress_bar() as bar:
+        pixels = handle.options.pixels
+        native = [length * pixels for length in handle.options.tile]
+        height, width = canvas or (native[0], 4 * native[1])
+        with bad_usage("--size"):
+            layout = handle.options.layout_for(*_latents(height, width, pixels))
+        task = bar.add_task("painting", total=steps)
+        output = paint(
+            pipe,
+            lambda: bar.advance(task),
+            prompt=prompt,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            **arguments,
+        )
+    return output.images[0], layout.num_tiles
+
+
+def _latents(height: int, width: int, pixels: int) -> tuple[int, int]:
+    for name, length in (("height", height), ("width", width)):
+        if length % pixels:
+            near = length // pixels * pixels
+            raise ValueError(f"{name}: got {length} pixels; the nearest that work are {near} and {near + pixels}")
+    return height // pixels, width // pixels

@@ -1,0 +1,78 @@
+"""What the demo compares, and what it keeps of each run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import TileLayout
+
+PROMPTS = {
+    "brick": "a photo of a brick wall",
+    "grass": "a photo of grass",
+    "gravel": "a photo of gravel",
+    "stars": "stars in deep space",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of tiling. `overlap` and `halo` are in shares of the tile, as 1/n; 0 is none."""
+
+    key: str
+    name: str
+    overlap: int = 0
+    halo: int = 0
+    conv_halo: bool = False
+    norm: str = "tile"
+    window: str = "hann"
+
+    def options(self, tile: int) -> dict[str, Any]:
+        """Arguments of `enable_tiling` for a tile of `tile` pixels."""
+        return {
+            "overlap": (0, tile // self.overlap if self.overlap else 0),
+            "halo": (0, tile // self.halo if self.halo else 0),
+            "conv_halo": self.conv_halo,
+            "norm": self.norm,
+            "window": self.window,
+        }
+
+
+METHODS = (
+    Method("alone", "tiles alone"),
+    Method("blend25", "blended, 25% overlap", overlap=4),
+    Method("blend50", "blended, 50% overlap", overlap=2),
+    Method("coupled", "coupled, no overlap", halo=2, conv_halo=True, norm="canvas"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Painted:
+    """The pictures of one prompt by one method.
+
+    Attributes:
+        method: how they were tiled.
+        prompt: the prompt's short name.
+        layout: in pixels.
+        period: pixels per position of the model's coarsest level; see `tiledattn.metrics.control_lines`.
+        pictures: [seeds, 3, H, W] in [0, 1].
+        seconds: per picture.
+        disagreement: RMS in the overlaps at each step; empty without overlap.
+    """
+
+    method: Method
+    prompt: str
+    layout: TileLayout
+    period: int
+    pictures: NDArray[np.float64]
+    seconds: float
+    disagreement: tuple[float, ...]
+
+    @property
+    def computed(self) -> float:
+        """Positions the model computes per canvas position."""
+        return self.layout.num_tiles * self.layout.tile_positions / math.prod(self.layout.size)

@@ -1,0 +1,129 @@
+"""Loading a pipeline, running it with a progress bar, and pictures to files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import whole_file
+from .command import SHIPPED_MODEL, bad_usage
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def shipped_model() -> Path:
+    """The folder of the small model that comes with the package."""
+    return Path(__file__).resolve().parent.parent / "models" / SHIPPED_MODEL
+
+
+def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") -> Any:
+    """A diffusers pipeline on its device, without progress bars or messages.
+
+    Args:
+        model: a directory or a hub id; None for the shipped model, which needs no network.
+        device: "auto" (CUDA where there is one, else the CPU) or a torch device.
+        dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
+
+    Raises:
+        ImportError: diffusers or transformers is missing; names the extra.
+        FileNotFoundError: the model is neither a directory nor found on the hub.
+        UsageError: an unknown device or dtype.
+    """
+    with bad_usage("--dtype"):
+        if dtype not in DTYPES:
+            raise ValueError(f"got {dtype!r}; known are {', '.join(DTYPES)}")
+    place = _device(device)
+    import torch
+
+    kind = getattr(torch, dtype) if dtype != "auto" else torch.float16 if place.type == "cuda" else torch.float32
+    diffusers = _quiet_diffusers()
+    source = Path(shipped_model() if model is None else model)
+    local = source.is_dir()
+    if model is None and not (source / "model_index.json").is_file():
+        raise FileNotFoundError(f"the shipped model is missing from {source}; reinstall, or give --model")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe = diffusers.DiffusionPipeline.from_pretrained(str(source), torch_dtype=kind, local_files_only=local)
+    except (OSError, ValueError) as error:
+        if local:
+            raise
+        raise FileNotFoundError(
+            f"--model: {model!r} is neither the folder of a diffusers pipeline nor a model that the hub, or the "
+            f"cache of it, has ({type(error).__name__})"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place)
+
+
+def paint(pipe: Any, advance: Callable[[], None], **arguments: Any) -> Any:
+    """Runs a pipeline, calling `advance` after every denoising step; returns its output."""
+
+    def step_done(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        advance()
+        return tensors
+
+    return pipe(callback_on_step_end=step_done, **arguments)
+
+
+def progress_bar() -> Any:
+    """A rich progress bar on stderr: what is painted, the share done, and the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
+    """Saves a PIL picture whole or not at all; the ending chooses the format."""
+    with whole_file(path) as temporary:
+        picture.save(temporary)
+
+
+def check_picture_path(path: Path) -> None:
+    """Raises ValueError for an ending that is no picture's."""
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"got {str(path)!r}; its ending must be one of {', '.join(PICTURES)}")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with bad_usage("--device"):
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"got {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _quiet_diffusers() -> Any:
+    """diffusers, with neither its nor transformers' progress bars and warnings."""
+    try:
+        import diffusers
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"painting needs {error.name}, which is not installed: pip install 'tiledattn[diffusers]'"
+        ) from error
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    return diffusers

@@ -1,0 +1,109 @@
+"""The demo's figures: measured per method over prompts and seeds, and printed as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..metrics import Interval, ratio_interval, seam_gradients, tone_differences, wrap_gradients
+from .methods import Painted
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one method; intervals pool seeds within prompts and average over prompts."""
+
+    method: str
+    tiles: int
+    computed: float
+    seconds: float
+    seam_contrast: Interval
+    tone_step: Interval
+    disagreement: float
+    wrap_score: Interval
+    per_prompt: dict[str, Interval]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; no number is NaN."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def measure(painted: Sequence[Painted]) -> Row:
+    """The figures of one method from its pictures of all prompts."""
+    first = painted[0]
+    steps = [step for one in painted for step in one.disagreement]
+    return Row(
+        method=first.method.name,
+        tiles=first.layout.num_tiles,
+        computed=first.computed,
+        seconds=float(np.mean([one.seconds for one in painted])),
+        seam_contrast=_pooled(painted, _seams),
+        tone_step=_pooled(painted, lambda one: tone_differences(one.pictures, one.layout, axis=1)),
+        disagreement=float(np.mean(steps)) if steps else math.nan,
+        wrap_score=_pooled(painted, lambda one: wrap_gradients(one.pictures, 1, one.period, one.layout)),
+        per_prompt={one.prompt: ratio_interval(*_seams(one)) for one in painted},
+    )
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The figures as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="1.0 is seamless; in brackets 95% intervals over prompts and seeds", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for name in ("tiles", "computed per\nposition", "seconds per\npicture"):
+        table.add_column(name, justify="right")
+    for name in ("seam contrast", "tone step", "disagreement\nin overlaps", "wrap score"):
+        table.add_column(name, justify="center")
+    for row in rows:
+        table.add_row(
+            row.method,
+            str(row.tiles),
+            f"{row.computed:.2f}",
+            f"{row.seconds:.2f}",
+            _cell(row.seam_contrast),
+            _cell(row.tone_step),
+            "no overlap" if math.isnan(row.disagreement) else f"{row.disagreement:.3f}",
+            _cell(row.wrap_score),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=130)
+    console.print(table)
+
+
+def summary(painted: Sequence[Painted], steps: int, seconds: float) -> str:
+    """One sentence on what was painted."""
+    first = painted[0]
+    count = sum(len(one.pictures) for one in painted)
+    height, width = first.layout.size
+    return f"{count} pictures of {width}x{height} in {steps} steps each: {seconds:.0f} s"
+
+
+def _seams(one: Painted) -> tuple[Any, Any]:
+    return seam_gradients(one.pictures, one.layout, one.period, axis=1)
+
+
+def _pooled(painted: Sequence[Painted], pair: Callable[[Painted], tuple[Any, Any]]) -> Interval:
+    pairs = [pair(one) for one in painted]
+    groups = np.concatenate([np.full(len(one.pictures), index) for index, one in enumerate(painted)])
+    tops, bottoms = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return ratio_interval(tops, bottoms, groups)
+
+
+def _cell(found: Interval) -> str:
+    if math.isnan(found.low):
+        return f"{found.value:.2f}"
+    colour = "green" if 1.0 in found else "red" if found.low > 1 else "yellow"
+    return f"[{colour}]{found.value:.2f}[/{colour}] ({found.low:.2f} to {found.high:.2f})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
