@@ -64,8 +64,7 @@ def test_each_coupling_is_needed(unet: tuple[str, Any], case: str, taken: dict[s
 def test_size_conditioning_is_needed() -> None:
     """The tile's size instead of the canvas's is another picture: exactness wants size_conditioning="canvas"."""
     model, args = make_unet("sdxl"), unet_inputs("sdxl", 32, 32, batch=1)
-    x, t, kwargs = args
-    kwargs["added_cond_kwargs"]["time_ids"] = torch.tensor([[256.0, 256, 0, 0, 256, 256]])
+    args[2]["added_cond_kwargs"]["time_ids"] = torch.tensor([[256.0, 256, 0, 0, 256, 256]])
     want = untiled(model, args)
     assert error(tiled(model, args, tile=16), want) < ROUNDING
     assert error(tiled(model, args, tile=16, size_conditioning="tile"), want) > 1000 * ROUNDING

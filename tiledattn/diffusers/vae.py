@@ -48,17 +48,22 @@ class CircularDecode:
         def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
             return self._decode(z, *args, **kwargs) if self.active else self.original(z, *args, **kwargs)
 
+        decode.circular = self  # type: ignore[attr-defined]
         self.function = decode
         self.vae.decode = decode
 
     def remove(self) -> None:
         """Puts `vae.decode` back; where a stranger has wrapped it since, it stays there, inert."""
         self.active = False
-        if vars(self.vae).get("decode") is self.function:
-            if self.replaced is None:
-                del self.vae.decode
-            else:
-                self.vae.decode = self.replaced
+        if vars(self.vae).get("decode") is not self.function:
+            return
+        replaced = self.replaced
+        while isinstance(inner := getattr(replaced, "circular", None), CircularDecode) and not inner.active:
+            replaced = inner.replaced
+        if replaced is None:
+            del self.vae.decode
+        else:
+            self.vae.decode = replaced
 
     def _decode(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
         if getattr(self.vae, "use_tiling", False):

@@ -1,0 +1,327 @@
+"""After disable_tiling everything is as it was, whatever happened and whoever else wrapped the model in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
+from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading, apply_layerwise_casting
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from tiny_diffusers import error, make_unet, paint, unet_inputs
+from torch import Tensor
+
+import tiledattn.diffusers as td
+
+OPTIONS: dict[str, Any] = {"tile": 16, "halo": 4, "unit": "latent"}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def unet() -> Any:
+    return make_unet("sd")
+
+
+def call(unet: Any) -> Tensor:
+    x, t, kwargs = unet_inputs("sd", 16, 32, batch=1)
+    return unet(x, t, **kwargs).sample
+
+
+def outputs(unet: Any) -> tuple[Tensor, Tensor]:
+    """What the model gives without and with tiling."""
+    plain = call(unet)
+    with td.enable_tiling(unet, **OPTIONS):
+        return plain, call(unet)
+
+
+def facts(module: Any) -> dict[str, Any]:
+    """The attributes of a model and the identity of each one."""
+    return {name: id(value) for name, value in vars(module).items()}
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_disable_is_to_the_bit(kind: str, request: pytest.FixtureRequest) -> None:
+    pipe = request.getfixturevalue(kind)
+    want, unet, vae = paint(pipe, output_type="pt"), facts(pipe.unet), facts(pipe.vae)
+    processors = dict(pipe.unet.attn_processors)
+    with td.enable_tiling(pipe, tile=32, halo=8, wrap=True):
+        assert not torch.equal(paint(pipe, output_type="pt"), want)
+        assert pipe.unet.attn_processors.items() != processors.items()
+    assert torch.equal(paint(pipe, output_type="pt"), want)
+    assert all(pipe.unet.attn_processors[name] is p for name, p in processors.items())
+    assert (facts(pipe.unet), facts(pipe.vae)) == (unet, vae)
+
+
+def test_only_self_attention_is_wrapped(unet: Any) -> None:
+    with td.enable_tiling(unet, **OPTIONS):
+        for name, processor in unet.attn_processors.items():
+            assert isinstance(processor, td.CrossTileAttnProcessor) == ("attn1" in name)
+
+
+def test_disabling_twice_and_without_a_tiling(sd: Any) -> None:
+    td.disable_tiling(sd)
+    tiling = td.enable_tiling(sd)
+    td.disable_tiling(sd)
+    td.disable_tiling(sd)
+    tiling.disable()
+    assert "forward" not in vars(sd.unet)
+
+
+def test_enabling_twice_replaces(unet: Any) -> None:
+    processors, before = dict(unet.attn_processors), facts(unet)
+    plain, tiled = outputs(unet)
+    first = td.enable_tiling(unet, tile=8, halo=0, unit="latent")
+    second = td.enable_tiling(unet, **OPTIONS)
+    assert torch.equal(call(unet), tiled)
+    assert not first.enabled
+    first.disable()
+    assert torch.equal(call(unet), tiled)
+    second.disable()
+    assert torch.equal(call(unet), plain)
+    assert all(unet.attn_processors[name] is p for name, p in processors.items())
+    assert facts(unet) == before
+
+
+def test_a_refused_tiling_leaves_the_one_in_force(unet: Any) -> None:
+    _, tiled = outputs(unet)
+    td.enable_tiling(unet, **OPTIONS)
+    with pytest.raises(ValueError, match="tile height"):
+        td.enable_tiling(unet, tile=13, unit="latent")
+    assert torch.equal(call(unet), tiled)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["mid_block", "callback"])
+def test_an_exception_in_the_middle_of_a_run(sd: Any, kind: type[BaseException], where: str) -> None:
+    want = paint(sd)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise kind("stop")
+
+    with td.enable_tiling(sd, tile=64, halo="all") as tiling:
+        tiled = paint(sd)
+        if where == "callback":
+            with pytest.raises(kind):
+                paint(sd, callback_on_step_end=fail)
+        else:
+            handle = sd.unet.mid_block.register_forward_pre_hook(fail)
+            with pytest.raises(kind):
+                paint(sd)
+            handle.remove()
+        assert tiling.frame is None
+        assert torch.equal(paint(sd), tiled)
+        assert len(torch.overrides._get_current_function_mode_stack()) == 0
+    assert torch.equal(paint(sd), want)
+
+
+@pytest.mark.parametrize("first", ["tiling", "offload"])
+def test_model_offload_by_accelerate(unet: Any, first: str) -> None:
+    """Offloading removes its wrapper and adds it again after every run of a pipeline; the tiling stays."""
+    plain, tiled = outputs(unet)
+    if first == "tiling":
+        td.enable_tiling(unet, **OPTIONS)
+        cpu_offload_with_hook(unet, CPU)
+    else:
+        cpu_offload_with_hook(unet, CPU)
+        td.enable_tiling(unet, **OPTIONS)
+    assert torch.equal(call(unet), tiled)
+    remove_hook_from_module(unet, recurse=True)
+    assert torch.equal(call(unet), tiled)
+    cpu_offload_with_hook(unet, CPU)
+    assert torch.equal(call(unet), tiled)
+    td.disable_tiling(unet)
+    assert hasattr(unet, "_hf_hook")
+    assert torch.equal(call(unet), plain)
+    remove_hook_from_module(unet, recurse=True)
+    assert torch.equal(call(unet), plain)
+
+
+@pytest.mark.parametrize("first", ["tiling", "offload"])
+def test_pipeline_offload(sd: Any, first: str) -> None:
+    plain = paint(sd, output_type="pt")
+    with td.enable_tiling(sd, tile=64, halo=16, wrap=True):
+        tiled = paint(sd, output_type="pt")
+    if first == "tiling":
+        td.enable_tiling(sd, tile=64, halo=16, wrap=True)
+    sd.enable_model_cpu_offload(device="cpu")
+    if first == "offload":
+        td.enable_tiling(sd, tile=64, halo=16, wrap=True)
+    for _ in range(2):
+        assert torch.equal(paint(sd, output_type="pt"), tiled)
+    td.disable_tiling(sd)
+    for _ in range(2):
+        assert torch.equal(paint(sd, output_type="pt"), plain)
+
+
+@pytest.mark.parametrize("first", ["tiling", "offload"])
+@pytest.mark.parametrize(
+    "level", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}]
+)
+def test_group_offload(unet: Any, level: dict[str, Any], first: str) -> None:
+    """Loading a LoRA removes the group hooks and applies them again; the tiling stays."""
+    plain, tiled = outputs(unet)
+    if first == "tiling":
+        td.enable_tiling(unet, **OPTIONS)
+    apply_group_offloading(unet, onload_device=CPU, offload_device=CPU, **level)
+    if first == "offload":
+        td.enable_tiling(unet, **OPTIONS)
+    assert torch.equal(call(unet), tiled)
+    _maybe_remove_and_reapply_group_offloading(unet)
+    assert torch.equal(call(unet), tiled)
+    td.disable_tiling(unet)
+    assert torch.equal(call(unet), plain)
+
+
+@pytest.mark.parametrize("first", ["tiling", "casting"])
+def test_layerwise_casting(unet: Any, first: str) -> None:
+    casting = {"storage_dtype": torch.bfloat16, "compute_dtype": torch.float32}
+    if first == "tiling":
+        td.enable_tiling(unet, **OPTIONS)
+    apply_layerwise_casting(unet, **casting)
+    if first == "casting":
+        td.enable_tiling(unet, **OPTIONS)
+    tiled = call(unet)
+    td.disable_tiling(unet)
+    plain, again = outputs(unet)
+    assert torch.equal(tiled, again)
+    assert not torch.equal(tiled, plain)
+
+
+class Doubling(ModelHook):
+    """Somebody else's hook with a forward of its own."""
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        out = self.fn_ref.original_forward(*args, **kwargs)
+        return type(out)(sample=out.sample * 2)
+
+
+@pytest.mark.parametrize("first", ["tiling", "hook"])
+@pytest.mark.parametrize("last", ["tiling", "hook"])
+def test_other_hooks_keep_their_place(unet: Any, first: str, last: str) -> None:
+    plain, tiled = outputs(unet)
+    registry = HookRegistry.check_if_exists_or_initialize(unet)
+    if first == "tiling":
+        td.enable_tiling(unet, **OPTIONS)
+    registry.register_hook(Doubling(), "doubling")
+    if first == "hook":
+        td.enable_tiling(unet, **OPTIONS)
+    assert torch.equal(call(unet), tiled * 2)
+    if last == "tiling":
+        registry.remove_hook("doubling")
+        assert torch.equal(call(unet), tiled)
+        td.disable_tiling(unet)
+    else:
+        td.disable_tiling(unet)
+        assert torch.equal(call(unet), plain * 2)
+        registry.remove_hook("doubling")
+    assert torch.equal(call(unet), plain)
+    assert unet._diffusers_hook is registry
+
+
+def test_a_strangers_wrapper_is_not_torn_off(unet: Any) -> None:
+    plain, _ = outputs(unet)
+    td.enable_tiling(unet, **OPTIONS)
+    inner = unet.forward
+    unet.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+    wrapper = unet.forward
+    td.disable_tiling(unet)
+    assert unet.forward is wrapper
+    assert torch.equal(call(unet), plain)
+    _, tiled = outputs(make_unet("sd"))
+    with td.enable_tiling(unet, **OPTIONS):
+        assert torch.equal(call(unet), tiled)
+    assert unet.forward is wrapper
+    assert torch.equal(call(unet), plain)
+
+
+def test_a_forward_of_ones_own_is_put_back(unet: Any) -> None:
+    inner = unet.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    unet.forward = forward
+    td.enable_tiling(unet, **OPTIONS).disable()
+    assert unet.forward is forward
+
+
+def test_processors_set_under_tiling_stay_after_it(unet: Any) -> None:
+    td.enable_tiling(unet, **OPTIONS)
+    _, tiled = outputs(make_unet("sd"))
+    mine = AttnProcessor()
+    unet.set_attn_processor(mine)
+    assert error(call(unet), tiled) < 1e-5
+    assert all("attn1" in n or p is mine for n, p in unet.attn_processors.items())
+    td.disable_tiling(unet)
+    assert all(p is mine for p in unet.attn_processors.values())
+
+
+def test_fusing_and_unfusing_across_a_tiling(unet: Any) -> None:
+    processors = dict(unet.attn_processors)
+    td.enable_tiling(unet, **OPTIONS)
+    unet.fuse_qkv_projections()
+    call(unet)
+    td.disable_tiling(unet)
+    unet.unfuse_qkv_projections()
+    assert all(unet.attn_processors[name] is p for name, p in processors.items())
+
+
+class Strange:
+    """A processor that nobody knows."""
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None
+    ) -> Tensor:
+        return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+def test_an_unknown_processor_is_refused_by_name(unet: Any) -> None:
+    names = list(unet.attn_processors)
+    strange = {n: Strange() if n == names[0] else p for n, p in unet.attn_processors.items()}
+    unet.set_attn_processor(dict(strange))
+    before = facts(unet)
+    with pytest.raises(TypeError, match=r"attn1: its processor Strange .*halo=0"):
+        td.enable_tiling(unet, **OPTIONS)
+    assert facts(unet) == before
+    with td.enable_tiling(unet, tile=16, halo=0, unit="latent"):
+        call(unet)
+    unet.set_attn_processor(AttnProcessor2_0())
+    with td.enable_tiling(unet, **OPTIONS):
+        unet.set_attn_processor(dict(strange))
+        with pytest.raises(TypeError, match="Strange"):
+            call(unet)
+        unet.set_attn_processor(AttnProcessor2_0())
+        call(unet)
+    unet.set_attn_processor({n: Strange() if "attn2" in n else p for n, p in unet.attn_processors.items()})
+    with td.enable_tiling(unet, **OPTIONS):
+        call(unet)
+
+
+def test_compiled_models_are_unwrapped(sd: Any) -> None:
+    unet = sd.unet
+    sd.unet = torch.compile(unet, backend="eager")
+    tiling = td.enable_tiling(sd)
+    assert "forward" in vars(unet)
+    td.disable_tiling(sd)
+    assert not tiling.enabled
+    assert "forward" not in vars(unet)
+    td.enable_tiling(sd.unet, **OPTIONS).disable()
+
+
+def test_a_swapped_unet_is_restored_by_its_handle(sd: Any) -> None:
+    unet, vae = sd.unet, facts(sd.vae)
+    with td.enable_tiling(sd, wrap=True):
+        sd.unet = make_unet("sd")
+    assert "forward" not in vars(unet)
+    assert facts(sd.vae) == vae
+
+
+def test_saving_a_tiled_pipeline_saves_the_plain_one(sd: Any, tmp_path: Any) -> None:
+    with td.enable_tiling(sd, wrap=True):
+        sd.save_pretrained(tmp_path)
+    loaded = type(sd).from_pretrained(tmp_path, safety_checker=None)
+    loaded.set_progress_bar_config(disable=True)
+    assert error(paint(loaded), paint(sd)) < 1e-6
