@@ -50,7 +50,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: an unknown name, listing the known ones.
     """
-    token = _chosen.set(_known(name))
+    token = _chosen.set(check_name(name))
     try:
         yield
     finally:
@@ -64,7 +64,7 @@ def select(op: str, requested: str, device: torch.device, dtype: torch.dtype, he
         ValueError: an unknown name, listing the known ones.
         BackendUnavailableError: the named backend can't take the call.
     """
-    name = _known(requested)
+    name = requested
     if name == "auto":
         name = _ambient(op)
     if name != "auto":
@@ -102,11 +102,17 @@ def _ambient(op: str) -> str:
     """The backend that the surrounding `use_backend` or the environment names, if it has the operation at all."""
     name = _chosen.get()
     if name is None:
-        name = _known(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+        name = check_name(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
     return name if name == "auto" or hasattr(_module(name), op) else "auto"
 
 
-def _known(name: object) -> str:
+def check_name(name: object) -> str:
+    """`name` is "auto" or a known backend.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: an unknown name, listing the known ones.
+    """
     if not isinstance(name, str):
         raise TypeError(f"backend: got {name!r} ({type(name).__name__}); expected a name such as 'auto'")
     if name != "auto" and name not in _MODULES:

@@ -373,17 +373,15 @@ def _owned_positions(layout: TileLayout, device: torch.device) -> Tensor:
 
 def _merge_moments(mean: Tensor, var: Tensor, share: Tensor, layout: TileLayout, scope: str) -> tuple[Tensor, Tensor]:
     """Moments over the scope, [T or 1, B, G], from each tile's moments and number of positions."""
-    weight = share[:, None, None]
-    centre = (mean * weight).sum(0, keepdim=True) / weight.sum(0, keepdim=True)
-    apart = mean - centre
-    square = var + apart.square()
-    if scope == "canvas":
-        return centre, (square * weight).sum(0, keepdim=True) / weight.sum(0, keepdim=True)
-    nearness = _nearness(layout, mean.device, mean.dtype) * share
-    nearness = nearness / nearness.sum(1, keepdim=True)
-    near = torch.einsum("tu,ubg->tbg", nearness, apart)
-    spread = torch.einsum("tu,ubg->tbg", nearness, square) - near.square()
-    return centre + near, spread.clamp(min=0)
+    kept = mean.dtype
+    # the few moments are merged in float64, where the device has it: their differences may cancel
+    dtype = torch.float32 if mean.device.type == "mps" else torch.float64
+    mean, var, share = mean.to(dtype), var.to(dtype), share.to(dtype)
+    near = share[None] if scope == "canvas" else _nearness(layout, mean.device, dtype) * share
+    near = near / near.sum(1, keepdim=True)
+    merged = torch.einsum("tu,ubg->tbg", near, mean)
+    square = torch.einsum("tu,ubg->tbg", near, var + mean.square()) - merged.square()
+    return merged.to(kept), square.clamp(min=0).to(kept)
 
 
 @lru_cache(maxsize=256)

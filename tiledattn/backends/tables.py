@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,8 +69,18 @@ def window_tables(layout: TileLayout, kind: str, device: torch.device, dtype: to
 def custom_window_tables(
     layout: TileLayout, windows: list[Tensor], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """The same from a caller's 1-D windows, one [tile] per axis."""
-    return tuple(
-        torch.tensor(normalize_axis(axis, window.detach().double().cpu().numpy()), dtype=dtype, device=device)
-        for axis, window in zip(layout.axes, windows, strict=True)
-    )
+    """The same from a caller's 1-D windows, one [tile] per axis.
+
+    Raises:
+        ValueError: a weight that is not positive and finite, naming the axis.
+    """
+    tables = []
+    for number, (axis, window) in enumerate(zip(layout.axes, windows, strict=True)):
+        weights = window.detach().double().cpu().numpy()
+        if not (np.isfinite(weights).all() and (weights > 0).all()):
+            raise ValueError(
+                f"window[{number}]: weights are between {weights.min()} and {weights.max()}; "
+                "they must be positive and finite"
+            )
+        tables.append(torch.tensor(normalize_axis(axis, weights), dtype=dtype, device=device))
+    return tuple(tables)

@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..dispatch import check_name
 from ..geometry import TileLayout, normalize_halo
 from . import library
 from .checks import check_bool, check_int, check_layout, check_number, check_same, check_tensor
@@ -115,7 +116,7 @@ def cross_tile_attention(
     if weight == 0.0:
         reach = (0,) * len(reach)
     out, lse = library.cross_tile_attention(
-        q, k, v, prefix_mask, layout.as_ints(), list(reach), prefix, weight, factor, return_lse, backend
+        q, k, v, prefix_mask, layout.as_ints(), list(reach), prefix, weight, factor, return_lse, check_name(backend)
     )
     return (out, lse) if return_lse else out
 

@@ -1,0 +1,119 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import halos, layouts
+
+import tiledattn as ta
+from tiledattn.backends import reference
+from tiledattn.geometry import attention_plan, normalize_halo
+
+
+def reach_by_brute_force(layout, halo):
+    axes, tiles = reference._tiles(layout)
+    number = {index: t for t, index in enumerate(tiles)}
+    tokens = layout.tile_positions
+    return [
+        sorted(number[s] * tokens + reference._row_major(p, layout.tile) for s, p in reference._outside(axes, i, halo))
+        for i in tiles
+    ]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_tables_list_every_visible_token_once(data):
+    layout = data.draw(layouts())
+    plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))))
+    starts, index = plan.table
+    for tile, expected in enumerate(reach_by_brute_force(layout, plan.halo)):
+        kind = plan.class_of_tile[tile]
+        found = tile * layout.tile_positions + index[starts[kind] : starts[kind + 1]]
+        assert sorted(found.tolist()) == expected
+        assert plan.halo_length(kind) == len(expected)
+
+
+@given(st.data())
+def test_rectangles_are_the_tables(data):
+    layout = data.draw(layouts())
+    plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))))
+    for kind, tiles in enumerate(plan.classes):
+        assert all(plan.class_of_tile[t] == kind for t in tiles)
+        rectangles = plan.rectangles(kind)
+        assert sum(int(np.prod(r.shape)) for r in rectangles) == plan.halo_length(kind)
+        for r in rectangles:
+            assert all(a >= 0 and a + n <= w for a, n, w in zip(r.start, r.shape, layout.tile, strict=True))
+            assert all(0 <= t + r.tile_delta < layout.num_tiles for t in tiles)
+            for t in tiles:  # the offset is the canvas distance between the two places
+                source, own = layout.origins[t + r.tile_delta], layout.origins[t]
+                for a, b, start, offset, length in zip(source, own, r.start, r.offset, layout.size, strict=True):
+                    assert (a + start - b - offset) % length == 0
+    assert sorted(np.concatenate(plan.classes).tolist()) == list(range(layout.num_tiles))
+
+
+def test_owner_is_the_deepest_other_tile():
+    layout = ta.TileLayout(12, 6, 3)  # origins 0, 3, 6
+    plan = attention_plan(layout, (3,))
+    # 6 lies deepest in tile 1, 7 as deep in tile 2 (the lower index wins), 8 deepest in tile 2
+    assert [tuple(r) for r in plan.rectangles(int(plan.class_of_tile[0]))] == [
+        (1, (3,), (2,), (6,)),
+        (2, (2,), (1,), (8,)),
+    ]
+
+
+def test_a_wrapped_neighbour_is_seen_the_short_way_round():
+    plan = attention_plan(ta.TileLayout(12, 4, 0, True), (2,))
+    offsets = {r.tile_delta: r.offset for r in plan.rectangles(int(plan.class_of_tile[0]))}
+    assert offsets == {2: (-2,), 1: (4,)}
+
+
+@pytest.mark.parametrize("overlap", [0, 8])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_many_tiles_plan_in_seconds_with_small_tables(overlap, wrap):
+    step = 64 - overlap
+    layout = ta.TileLayout((step * 128 + overlap * (not wrap), step * 256 + overlap * (not wrap)), 64, overlap, wrap)
+    assert layout.num_tiles == 32_768
+    began = time.perf_counter()
+    plan = attention_plan(layout, (16, 16))
+    starts, index = plan.table
+    assert time.perf_counter() - began < 5
+    assert starts.nbytes + index.nbytes + plan.class_of_tile.nbytes < 2 << 20
+    assert plan.num_classes <= 9
+
+
+def test_uneven_periodic_layouts_stay_small():
+    layout = ta.TileLayout((4095, 8190), 64, (7, 5), True)
+    plan = attention_plan(layout, (16, 16))
+    assert plan.num_classes <= 64
+    assert plan.table[1].nbytes < 4 << 20
+
+
+def test_a_table_that_would_fill_memory_is_refused():
+    layout = ta.TileLayout((4096, 4096), 64)
+    with pytest.raises(ValueError, match=r"halo: a reach of .* needs an index table of .* smaller halo"):
+        _ = attention_plan(layout, normalize_halo(layout, "all")).table
+
+
+@given(st.data())
+def test_pairs_count_every_visible_key(data):
+    layout = data.draw(layouts())
+    plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))))
+    expected = sum(layout.tile_positions + len(h) for h in reach_by_brute_force(layout, plan.halo))
+    assert plan.num_pairs == expected * layout.tile_positions
+
+
+@pytest.mark.parametrize(
+    ("halo", "error", "message"),
+    [
+        (-1, ValueError, "halo: axis 0 is -1; it must be at least 0"),
+        ("everything", ValueError, "halo: got 'everything'"),
+        (2.5, TypeError, r"halo: got 2.5 \(float\)"),
+        ((1, True), TypeError, r"halo: axis 1 is True \(bool\)"),
+        ((1, 2, 3), ValueError, "halo: got 3 values"),
+        (None, TypeError, "halo: got None"),
+    ],
+)
+def test_bad_halos_are_named(halo, error, message):
+    with pytest.raises(error, match=message):
+        normalize_halo(ta.TileLayout((8, 8), 4), halo)
