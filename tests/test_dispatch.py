@@ -1,0 +1,119 @@
+import logging
+import types
+
+import pytest
+import torch
+
+import tiledattn as ta
+from tiledattn import dispatch, selfcheck
+from tiledattn.backends import pytorch
+
+CPU, LAYOUT = torch.device("cpu"), ta.TileLayout((4, 4), 2)
+
+
+@pytest.fixture
+def canvas():
+    return torch.randn(1, 1, 4, 4)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A backend called "broken" in front of the others that says it can do everything and computes nonsense."""
+    module = types.ModuleType("broken")
+    module.NAME, module.probe, module.rejects = "broken", lambda: None, lambda *_: None
+    module.extract_tiles = lambda canvas, layout: pytorch.extract_tiles(canvas, layout=layout) * 1.01
+    module.pad_tiles = pytorch.pad_tiles
+    module.cross_tile_attention = lambda *a, **k: 1 / 0
+    find = dispatch._module
+    monkeypatch.setattr(dispatch, "_module", lambda name: module if name == "broken" else find(name))
+    monkeypatch.setattr(dispatch, "_MODULES", {"broken": "", **dispatch._MODULES})
+    monkeypatch.setattr(dispatch, "_AUTOMATIC", ("broken", *dispatch._AUTOMATIC))
+    dispatch._log_once.cache_clear()
+    selfcheck._checked.cache_clear()
+    yield module
+    selfcheck._checked.cache_clear()
+
+
+def test_backends_answer_none_or_a_reason():
+    found = ta.backends()
+    assert list(found) == ["triton", "torch", "reference"]
+    assert found["torch"] is None
+    assert found["reference"] is None
+    assert found["triton"] is None or len(found["triton"].split()) > 2
+
+
+def test_auto_is_torch_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert dispatch.select("extract_tiles", "auto", CPU, torch.float32) is pytorch
+
+
+def test_an_explicit_backend_never_falls_back(canvas, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ta.BackendUnavailableError, match=r"backend 'triton' can't run extract_tiles on cpu.*: .+"):
+        ta.extract_tiles(canvas, LAYOUT, backend="triton")
+
+
+def test_a_context_or_the_environment_chooses(canvas, monkeypatch):
+    calls = []
+    reference = dispatch._module("reference")
+    extract = reference.extract_tiles
+    monkeypatch.setattr(reference, "extract_tiles", lambda *a, **k: calls.append(1) or extract(*a, **k))
+    with ta.use_backend("reference"):
+        ta.extract_tiles(canvas, LAYOUT)
+        ta.extract_tiles(canvas, LAYOUT, backend="torch")
+        with ta.use_backend("auto"):
+            ta.extract_tiles(canvas, LAYOUT)
+    ta.extract_tiles(canvas, LAYOUT)
+    assert len(calls) == 1
+    monkeypatch.setenv("TILEDATTN_BACKEND", "reference")
+    ta.extract_tiles(canvas, LAYOUT)
+    assert len(calls) == 2
+    monkeypatch.setenv("TILEDATTN_BACKEND", "cuda9")
+    with pytest.raises(ValueError, match="backend: got 'cuda9'"):
+        ta.extract_tiles(canvas, LAYOUT)
+
+
+def test_a_context_leaves_operations_that_a_backend_lacks(monkeypatch):
+    with ta.use_backend("triton"):
+        assert dispatch.select("group_norm_tiles", "auto", CPU, torch.float32) is pytorch
+
+
+def test_unknown_names_are_refused():
+    with (
+        pytest.raises(ValueError, match="backend: got 'cuda9'; known are auto, triton, torch, reference"),
+        ta.use_backend("cuda9"),
+    ):
+        pass
+
+
+def test_a_wrong_kernel_is_passed_over_and_logged_once(broken, canvas, caplog):
+    with caplog.at_level(logging.INFO, logger="tiledattn"):
+        for _ in range(3):
+            assert torch.equal(ta.extract_tiles(canvas, LAYOUT), pytorch.extract_tiles(canvas, layout=LAYOUT))
+    told = [r.message for r in caplog.records if "passed over" in r.message and "'broken'" in r.message]
+    assert len(told) == 1
+    assert "erred by 1.00e-02" in told[0]
+    assert "erred" in dispatch.explain("extract_tiles", CPU, torch.float32)["broken"]
+
+
+def test_a_kernel_that_raises_is_passed_over(broken):
+    assert dispatch.select("cross_tile_attention", "auto", CPU, torch.float32, 16) is pytorch
+    assert "ZeroDivisionError" in dispatch.explain("cross_tile_attention", CPU, torch.float32, 16)["broken"]
+
+
+def test_a_right_kernel_is_taken(broken):
+    assert dispatch.select("pad_tiles", "auto", CPU, torch.float32).NAME == "broken"
+    assert dispatch.explain("pad_tiles", CPU, torch.float32)["broken"] is None
+
+
+def test_an_operation_that_a_backend_lacks_is_passed_over(broken):
+    assert dispatch.select("blend_tiles", "auto", CPU, torch.float32) is pytorch
+    with pytest.raises(ta.BackendUnavailableError, match="it has no blend_tiles"):
+        dispatch.select("blend_tiles", "broken", CPU, torch.float32)
+
+
+def test_nothing_is_checked_while_a_graph_is_captured(broken, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    device = torch.device("cuda")
+    reason = selfcheck.failed_self_check(broken, pytorch, "pad_tiles", device, torch.float32, 0)
+    assert "before capturing" in reason
