@@ -112,7 +112,7 @@ def unet_inputs(kind: str, height: int, width: int, batch: int = 2) -> tuple[Ten
 
 def error(got: Tensor, want: Tensor) -> float:
     """The largest difference on the scale of the expected output."""
-    return float((got - want).abs().max() / want.abs().max())
+    return float(((got - want).abs().max() / want.abs().max()).detach())
 
 
 def make_text_encoder(cls: Any, tokenizer: CLIPTokenizer, seed: int) -> Any:

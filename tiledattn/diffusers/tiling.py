@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -121,6 +122,10 @@ class Tiling:
         family, options = self._family, self.options
         call = _bind(family.parameters(), args, kwargs)
         canvas = family.canvas_of(call)
+        if torch.is_grad_enabled() and getattr(self._model, "is_gradient_checkpointing", False):
+            raise NotImplementedError(
+                "gradient checkpointing runs layers again outside the tiling; call disable_gradient_checkpointing()"
+            )
         layout = options.layout_for(canvas.shape[-2], canvas.shape[-1])
         self._wrap_processors()
         step, weight = self._step(call)
@@ -139,7 +144,10 @@ class Tiling:
         prediction = split_tiles(family.prediction_of(output), layout)
         if self.on_tiles is not None:
             self.on_tiles(prediction, layout, step)
-        blended = blend_tiles(prediction, layout, options.window, backend=options.backend)
+        window = options.window
+        if not isinstance(window, str):
+            window = tuple(weights.to(prediction.device) for weights in window)
+        blended = blend_tiles(prediction, layout, window, backend=options.backend)
         return family.with_prediction(output, blended)
 
     def _step(self, call: dict[str, Any]) -> tuple[int, float]:

@@ -1,0 +1,243 @@
+"""Every argument of enable_tiling, and every call that can't be tiled: what is said, and that nothing is changed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, StableDiffusionControlNetPipeline, UNet2DModel
+from diffusers.models import ControlNetModel
+from tiny_diffusers import make_unet, paint, unet_inputs
+from torch import nn
+
+import tiledattn.diffusers as td
+
+LATENT = {"tile": 16, "unit": "latent"}
+
+# argument, value, error, words that the message has to hold (the pipeline's unit is 4 pixels a latent, 16 a level)
+ARGUMENTS: list[tuple[str, Any, type[Exception], str]] = [
+    ("tile", 0, ValueError, "tile: got 0.*at least 1"),
+    ("tile", -64, ValueError, "tile: got -64"),
+    ("tile", 64.0, TypeError, r"tile: got 64\.0 \(float\)"),
+    ("tile", "64", TypeError, "tile: got '64'"),
+    ("tile", True, TypeError, "tile: got True"),
+    ("tile", (64, 64, 64), ValueError, "tile: got 3 values"),
+    ("tile", (64, None), TypeError, "tile: got None"),
+    ("tile", 50, ValueError, "tile height: got 50 pixels.*multiple of 16.*48 and 64"),
+    ("tile", (64, 5), ValueError, "tile width: got 5 pixels.*nearest is 16"),
+    ("overlap", -1, ValueError, "overlap: got -1"),
+    ("overlap", 0.25, TypeError, r"overlap: got 0\.25 \(float\)"),
+    ("overlap", False, TypeError, "overlap: got False"),
+    ("overlap", 10, ValueError, "overlap height: got 10 pixels.*0 and 16"),
+    ("overlap", (0, 64), ValueError, "overlap width: got 64 pixels; it must be below the tile's 64"),
+    ("overlap", (0,), ValueError, "overlap: got 1 values"),
+    ("halo", -4, ValueError, "halo: got -4"),
+    ("halo", 1.5, TypeError, r"halo: got 1\.5"),
+    ("halo", "everything", ValueError, "halo: got 'everything'.*\"all\""),
+    ("halo", 6, ValueError, "halo height: got 6 pixels.*multiple of 4.*4 and 8"),
+    ("halo", (4, 4, 4), ValueError, "halo: got 3 values"),
+    ("halo", {4}, TypeError, r"halo: got \{4\}"),
+    ("window", "hanning", ValueError, "window: got 'hanning'; known are uniform, hann, linear, gaussian"),
+    ("window", 3, TypeError, "window: got int"),
+    ("window", torch.ones(16), TypeError, "window: got Tensor"),
+    ("window", (torch.ones(16),), ValueError, r"window: got .*expected tensors of shape \(16,\)"),
+    ("window", (torch.ones(16), torch.ones(64)), ValueError, r"expected tensors of shape \(16,\) and \(16,\)"),
+    ("window", (torch.ones(16), torch.zeros(16)), ValueError, "window: weights must be positive"),
+    ("window", (torch.ones(16), torch.full((16,), float("nan"))), ValueError, "window: weights must be positive"),
+    ("wrap", 1, TypeError, "wrap: got 1"),
+    ("wrap", "x", TypeError, "wrap: got 'x'"),
+    ("wrap", (True,), ValueError, "wrap: got 1 values"),
+    ("wrap", (True, 0), TypeError, "wrap: got"),
+    ("conv_halo", 1, TypeError, "conv_halo: got 1"),
+    ("conv_halo", None, TypeError, "conv_halo: got None"),
+    ("norm", "image", ValueError, "norm: got 'image'; known are tile, neighbours, canvas"),
+    ("norm", True, TypeError, "norm: got True"),
+    ("halo_schedule", "linear", ValueError, "halo_schedule: got 'linear'; known are constant, quadratic"),
+    ("halo_schedule", 0.5, TypeError, "halo_schedule: got float"),
+    ("num_steps", 0, ValueError, "num_steps: got 0"),
+    ("num_steps", 2.0, TypeError, r"num_steps: got 2\.0"),
+    ("num_steps", True, TypeError, "num_steps: got True"),
+    ("size_conditioning", "picture", ValueError, "size_conditioning: got 'picture'; known are tile, crop, canvas"),
+    ("size_conditioning", None, TypeError, "size_conditioning: got None"),
+    ("backend", "cuda", ValueError, "backend: got 'cuda'; known are auto, "),
+    ("backend", None, TypeError, "backend: got None"),
+    ("unit", "metre", ValueError, "unit: got 'metre'; known are pixel, latent"),
+    ("unit", 8, TypeError, "unit: got 8"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "words"), ARGUMENTS, ids=[f"{name}={value!s:.20}" for name, value, *_ in ARGUMENTS]
+)
+def test_arguments(sd: Any, name: str, value: Any, kind: type[Exception], words: str) -> None:
+    before = dict(vars(sd.unet))
+    with pytest.raises(kind, match=words):
+        td.enable_tiling(sd, **{"tile": 64, name: value})
+    assert dict(vars(sd.unet)) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tile": 64}, "unit='latent'"),
+        ({"tile": 64, "unit": "pixel"}, "unit='latent'"),
+        ({"tile": 18, "unit": "latent"}, "tile height: got 18 latents.*16 and 20"),
+        ({**LATENT, "halo_schedule": "quadratic"}, "pass num_steps="),
+        ({**LATENT, "halo_schedule": lambda i, n: 1.0}, "pass num_steps="),
+    ],
+)
+def test_bare_models(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        td.enable_tiling(make_unet("sd"), **options)
+
+
+@pytest.mark.parametrize("target", [None, "runwayml/stable-diffusion", 3, UNet2DModel])
+def test_neither_pipeline_nor_model(target: Any) -> None:
+    for function in (td.enable_tiling, td.disable_tiling):
+        with pytest.raises(TypeError, match="pipe_or_model: got"):
+            function(target)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(2, 2),
+        UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)),
+        FluxTransformer2DModel(num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_unsupported_models(model: nn.Module) -> None:
+    with pytest.raises(TypeError, match=f"{type(model).__name__}.*UNet2DConditionModel"):
+        td.enable_tiling(model, **LATENT)
+    td.disable_tiling(model)
+
+
+def test_pipelines_whose_conditioning_lies_on_the_canvas(sd: Any) -> None:
+    controlnet = ControlNetModel.from_unet(sd.unet, conditioning_embedding_out_channels=(8, 8, 8))
+    pipe = StableDiffusionControlNetPipeline(**sd.components, controlnet=controlnet, requires_safety_checker=False)
+    with pytest.raises(NotImplementedError, match=r"StableDiffusionControlNetPipeline.*ControlNet"):
+        td.enable_tiling(pipe)
+
+
+def test_a_pipeline_without_a_denoiser(sd: Any) -> None:
+    sd.unet = None
+    with pytest.raises(TypeError, match="StableDiffusionPipeline: has no unet"):
+        td.enable_tiling(sd)
+    td.disable_tiling(sd)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type.*SimpleCrossAttn"),
+        ({"down_block_types": ("KDownBlock2D",) * 3}, "down_block_types.*KDownBlock2D"),
+        ({"attention_type": "gated"}, "GLIGEN"),
+        ({"cross_attention_norm": "group_norm"}, "attn2: cross_attention_norm"),
+    ],
+)
+def test_unsupported_configurations(options: dict[str, Any], words: str) -> None:
+    model = make_unet("sd")
+    if "cross_attention_norm" in options:
+        model.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2").norm_cross = nn.GroupNorm(4, 16)
+    model.register_to_config(**options)
+    with pytest.raises(ValueError, match=words):
+        td.enable_tiling(model, **LATENT)
+
+
+def test_a_model_padded_circularly_by_hand() -> None:
+    model = make_unet("sd")
+    model.conv_in.padding_mode = "circular"
+    with pytest.raises(ValueError, match=r"conv_in: padding_mode is 'circular'.*wrap=True"):
+        td.enable_tiling(model, **LATENT)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "words"),
+    [
+        ({"tile": 32}, (64, 72), "width of the canvas: got 72 pixels.*multiple of 16.*64 and 80"),
+        ({"tile": 32}, (40, 64), "height of the canvas: got 40 pixels.*32 and 48"),
+        ({"tile": 8, "unit": "latent"}, (64, 72), "width of the canvas: got 18 latents.*16 and 20"),
+        ({"tile": 64, "wrap": True}, (64, 56), "width of the canvas: got 56 pixels.*48 and 64"),
+    ],
+)
+def test_canvases_that_the_levels_cannot_divide(sd: Any, options: Any, size: Any, words: str) -> None:
+    with td.enable_tiling(sd, **options), pytest.raises(ValueError, match=words):
+        paint(sd, *size)
+
+
+def test_pixels_and_latents_say_the_same(sd: Any) -> None:
+    pixels = td.enable_tiling(sd, tile=(64, 32), overlap=(16, 0), halo=(8, 4)).options
+    latents = td.enable_tiling(sd, tile=(16, 8), overlap=(4, 0), halo=(2, 1), unit="latent").options
+    assert (pixels.tile, pixels.overlap, pixels.halo) == (latents.tile, latents.overlap, latents.halo)
+    default = td.enable_tiling(sd).options
+    assert (default.tile, default.overlap, default.halo) == ((16, 16), (0, 0), (2, 2))
+
+
+X, T, KWARGS = unet_inputs("sd", 16, 32)
+CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"sample": X[0]}, ValueError, r"sample: got \(4, 16, 32\)"),
+    ({"sample": None}, ValueError, "sample: got NoneType"),
+    (
+        {"encoder_hidden_states": KWARGS["encoder_hidden_states"][:, 0, 0].repeat(2)},
+        ValueError,
+        "encoder_hidden_states",
+    ),
+    ({"timestep": torch.tensor([1, 2, 3])}, ValueError, "timestep: got shape"),
+    ({"class_labels": torch.tensor([1, 2, 3])}, ValueError, "class_labels: got shape"),
+    ({"timestep_cond": 3.0}, TypeError, "timestep_cond: got float"),
+    ({"attention_mask": torch.ones(2, 512)}, NotImplementedError, "attention_mask: can't be tiled"),
+    ({"down_block_additional_residuals": (X,)}, NotImplementedError, "ControlNet"),
+    ({"mid_block_additional_residual": X}, NotImplementedError, "ControlNet"),
+    ({"down_intrablock_additional_residuals": [X]}, NotImplementedError, "T2I-Adapter"),
+    ({"cross_attention_kwargs": {"gligen": {}}}, NotImplementedError, "gligen"),
+    ({"cross_attention_kwargs": {"ip_adapter_masks": [X]}}, NotImplementedError, "ip_adapter_masks"),
+    ({"added_cond_kwargs": {"hint": X}}, NotImplementedError, "hint"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "words"), CALLS, ids=[next(iter(c)) for c, *_ in CALLS])
+def test_calls_that_cannot_be_tiled(change: dict[str, Any], kind: type[Exception], words: str) -> None:
+    model = make_unet("sd")
+    with td.enable_tiling(model, **LATENT):
+        with pytest.raises(kind, match=words):
+            model(**{"sample": X, "timestep": T, **KWARGS, **change})
+        assert model(X, T, **KWARGS).sample.shape == X.shape
+
+
+def test_arguments_given_twice_or_too_many() -> None:
+    model = make_unet("sd")
+    with td.enable_tiling(model, **LATENT):
+        with pytest.raises(TypeError, match="several values"):
+            model(X, T, sample=X, **KWARGS)
+        with pytest.raises(TypeError, match="positional"):
+            model(*[None] * 14)
+
+
+def test_gradient_checkpointing_is_refused() -> None:
+    """It would run layers again in the backward pass, where no tiling is in force."""
+    model = make_unet("sd")
+    model.enable_gradient_checkpointing()
+    with td.enable_tiling(model, **LATENT):
+        with pytest.raises(NotImplementedError, match="disable_gradient_checkpointing"):
+            model(X, T, **KWARGS)
+        with torch.no_grad():
+            model(X, T, **KWARGS)
+
+
+def test_freeu_is_refused(sd: Any) -> None:
+    sd.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    for block in sd.unet.up_blocks:
+        block.resolution_idx = 0
+    with td.enable_tiling(sd), pytest.raises(NotImplementedError, match="disable_freeu"):
+        paint(sd)
+
+
+def test_without_diffusers_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['diffusers'] = None; import tiledattn; import tiledattn.diffusers"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError" in result.stderr
+    assert "pip install 'tiledattn[diffusers]'" in result.stderr

@@ -1,0 +1,136 @@
+"""Which step a call belongs to, and what the halo weighs there."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from tiny_diffusers import error, make_unet, paint, quiet, unet_inputs
+
+import tiledattn.diffusers as td
+from tiledattn.diffusers.schedule import CountedSteps, SchedulerSteps, halo_weight
+
+
+def test_weights() -> None:
+    assert [halo_weight("constant", i, 4) for i in range(4)] == [1.0] * 4
+    assert [halo_weight("quadratic", i, 4) for i in range(4)] == [1, 15 / 16, 3 / 4, 7 / 16]
+    assert halo_weight(lambda i, n: i / n, 1, 4) == 0.25
+    assert halo_weight(lambda i, n: 1, 0, 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(1.5, ValueError), (-0.1, ValueError), (math.nan, ValueError), ("1", TypeError), (True, TypeError)],
+)
+def test_a_function_with_a_bad_answer(value: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"halo_schedule: returned .* step 1 of 4"):
+        halo_weight(lambda i, n: value, 1, 4)
+
+
+@pytest.mark.parametrize("order", [[3, 2, 1], [1, 2, 3], [0.9, 0.5, 0.1]])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_counting_by_changes_of_the_timestep(order: list[float], calls: int) -> None:
+    """One or two calls a step, run after run, as numbers or tensors; a run broken off starts over."""
+    steps = CountedSteps(3)
+    for run in (order, order, order[:2], order):
+        places = [steps.position(t) for t in run for _ in range(calls)]
+        assert places == [(i, 3) for i in range(len(run)) for _ in range(calls)]
+    assert [steps.position(torch.tensor([t, t])) for t in order] == [(i, 3) for i in range(3)]
+
+
+def test_counting_a_second_run_that_starts_elsewhere() -> None:
+    steps = CountedSteps(2)
+    assert [steps.position(t)[0] for t in (9, 5, 8, 4, 9, 5)] == [0, 1, 0, 1, 0, 1]
+    steps = CountedSteps(5)
+    assert [steps.position(t)[0] for t in (9, 5, 8, 4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler])
+def test_the_scheduler_tells(kind: Any) -> None:
+    """By the place in its timesteps, exact even where they repeat (PNDM, Heun)."""
+    scheduler = kind()
+    scheduler.set_timesteps(5)
+    steps = SchedulerSteps(lambda: scheduler)
+    n = len(scheduler.timesteps)
+    assert [steps.position(t) for t in scheduler.timesteps] == [(i, n) for i in range(n)]
+    assert steps.position(scheduler.timesteps[-1].clone())[1] == n
+    assert steps.position(float(scheduler.timesteps[0])) == (0, n)
+    assert steps.position(scheduler.timesteps[:1].repeat(3)) == (0, n)
+
+
+def test_a_timestep_that_is_not_the_schedulers() -> None:
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(5)
+    for steps in (SchedulerSteps(lambda: scheduler), SchedulerSteps(lambda: None)):
+        with pytest.raises(ValueError, match="num_steps="):
+            steps.position(torch.tensor(13))
+
+
+def recorded(seen: list[tuple[int, int]]) -> Any:
+    def schedule(step: int, steps: int) -> float:
+        seen.append((step, steps))
+        return 1.0
+
+    return schedule
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_in_a_pipeline(sd: Any, kind: Any) -> None:
+    sd.scheduler = kind.from_config(sd.scheduler.config)
+    seen: list[tuple[int, int]] = []
+    with td.enable_tiling(sd, halo_schedule=recorded(seen)):
+        paint(sd, steps=3)
+        assert seen == [(0, 3), (1, 3), (2, 3)]
+        sd.scheduler = EulerDiscreteScheduler.from_config(sd.scheduler.config)
+        paint(sd, steps=2)
+    assert seen[3:] == [(0, 2), (1, 2)]
+
+
+def test_image_to_image_starts_in_the_middle(sd: Any) -> None:
+    pipe = quiet(StableDiffusionImg2ImgPipeline(**sd.components, requires_safety_checker=False))
+    seen: list[tuple[int, int]] = []
+    with td.enable_tiling(pipe, halo_schedule=recorded(seen)):
+        pipe("a", image=torch.rand(1, 3, 64, 128), strength=0.5, num_inference_steps=4, output_type="latent")
+    assert seen == [(2, 4), (3, 4)]
+
+
+def test_a_pipeline_may_be_counted_instead(sd: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    with td.enable_tiling(sd, halo_schedule=recorded(seen), num_steps=10):
+        paint(sd, steps=3)
+    assert seen == [(0, 10), (1, 10), (2, 10)]
+
+
+def test_the_constant_schedule_never_looks_at_the_timestep() -> None:
+    model = make_unet("sd")
+    x, t, kwargs = unet_inputs("sd", 16, 32, batch=1)
+    with td.enable_tiling(model, tile=16, unit="latent") as tiling:
+        tiling._steps = SimpleNamespace(position=None)
+        model(x, t, **kwargs)
+
+
+def test_the_weight_reaches_attention() -> None:
+    """Weight 1 is the constant schedule, 0 is halo 0, and between lies something else."""
+    model = make_unet("sd")
+    x, t, kwargs = unet_inputs("sd", 16, 32, batch=1)
+
+    def run(**options: Any) -> torch.Tensor:
+        with td.enable_tiling(model, **{"tile": 16, "halo": 8, "unit": "latent", "num_steps": 4, **options}):
+            return model(x, t, **kwargs).sample
+
+    full, none, half = run(), run(halo=0), run(halo_schedule=lambda i, n: 0.5)
+    assert torch.equal(run(halo_schedule="quadratic"), full)
+    assert torch.equal(run(halo_schedule=lambda i, n: 0.0), none)
+    assert error(half, full) > 1e-3
+    assert error(half, none) > 1e-3
