@@ -54,12 +54,14 @@ def print_table(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="1.0 is seamless; in brackets 95% intervals over prompts and seeds", title_justify="left")
+    table = Table(
+        title="1.0 is seamless; below each value its 95% interval over prompts and seeds", title_justify="left"
+    )
     table.add_column("method", no_wrap=True)
     for name in ("tiles", "computed per\nposition", "seconds per\npicture"):
-        table.add_column(name, justify="right")
-    for name in ("seam contrast", "tone step", "disagreement\nin overlaps", "wrap score"):
-        table.add_column(name, justify="center")
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("seam\ncontrast", "tone step", "disagreement\nin overlaps", "wrap score"):
+        table.add_column(name, justify="center", no_wrap=True)
     for row in rows:
         table.add_row(
             row.method,
@@ -100,7 +102,7 @@ def _cell(found: Interval) -> str:
     if math.isnan(found.low):
         return f"{found.value:.2f}"
     colour = "green" if 1.0 in found else "red" if found.low > 1 else "yellow"
-    return f"[{colour}]{found.value:.2f}[/{colour}] ({found.low:.2f} to {found.high:.2f})"
+    return f"[{colour}]{found.value:.2f}[/{colour}]\n[dim]{found.low:.2f}–{found.high:.2f}[/dim]"
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from .report import Row
 
 DPI = 100
 PICTURE_WIDTH = 768
-LABEL, GAP, STRIP, HEADER, BLOCK, FOOTER = 285, 34, 24, 78, 34, 24
+LABEL, GAP, STRIP, HEADER, BLOCK, FOOTER = 285, 84, 24, 78, 34, 24
 INK, GREY, TILE, SHARED, WRAP = "#20262e", "#7b8594", "#c3cad6", "#3b5bdb", "#e8590c"
 
 
@@ -50,11 +50,14 @@ def draw_sheet(painted: Sequence[Painted], rows: Sequence[Row], path: Path) -> N
         band, column = divmod(place, columns)
         top, left = HEADER + band * (BLOCK + lane * len(METHODS)), LABEL + column * (width + GAP)
         _write(figure, total, left, top + 16, prompt, size=12.5, weight="bold", color=INK)
+        _write(figure, total, left + width + 12, top + 16, "contrast", size=8.5, color=GREY)
         for lane_number, method in enumerate(METHODS):
             one = next(o for o in painted if o.prompt == prompt and o.method is method)
             y = top + BLOCK + lane_number * lane
             _draw_strip(_axes(figure, total, left, y, width, STRIP), one)
             _draw_picture(_axes(figure, total, left, y + STRIP, width, height), one)
+            contrast = f"{rows[lane_number].per_prompt[prompt].value:.2f}"
+            _write(figure, total, left + width + 12, y + STRIP + height / 2, contrast, size=13, color=INK)
             if column == 0:
                 _label(figure, total, y + STRIP + height / 2, rows[lane_number])
     with whole_file(path) as temporary:
