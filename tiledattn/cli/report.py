@@ -51,16 +51,16 @@ def measure(painted: Sequence[Painted]) -> Row:
 
 def print_table(rows: Sequence[Row]) -> None:
     """The figures as a table on stdout."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title="1.0 is seamless; below each value its 95% interval over prompts and seeds", title_justify="left"
-    )
-    table.add_column("method", no_wrap=True)
-    for name in ("tiles", "computed per\nposition", "seconds per\npicture"):
+    title = "1.0 is seamless; below each value its 95% interval over prompts and seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method")
+    for name in ("tiles", "computed\nper\nposition", "seconds\nper\npicture"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("seam\ncontrast", "tone step", "disagreement\nin overlaps", "wrap score"):
+    for name in ("seam\ncontrast", "tone\nstep", "overlap\ndisagree-\nment", "wrap\nscore"):
         table.add_column(name, justify="center", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -70,12 +70,12 @@ def print_table(rows: Sequence[Row]) -> None:
             f"{row.seconds:.2f}",
             _cell(row.seam_contrast),
             _cell(row.tone_step),
-            "no overlap" if math.isnan(row.disagreement) else f"{row.disagreement:.3f}",
+            "none" if math.isnan(row.disagreement) else f"{row.disagreement:.3f}",
             _cell(row.wrap_score),
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=130)
+        console = Console(highlight=False, width=100)
     console.print(table)
 
 
