@@ -210,3 +210,27 @@ def test_option_texts():
         (True, False),
         (True, True),
     ]
+
+
+def test_doctor_lists_a_gpu_and_what_is_taken_there(monkeypatch):
+    import torch
+
+    from tiledattn import dispatch
+    from tiledattn.cli.doctor import examine
+
+    facts = type("Facts", (), {"name": "A GPU", "major": 9, "minor": 0, "total_memory": 80 * 2**30})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    reasons = {"float32": {"triton": "its self-check erred", "torch": None}}
+    monkeypatch.setattr(
+        dispatch,
+        "explain",
+        lambda op, device, dtype, head_dim: reasons.get(
+            str(dtype).removeprefix("torch."), {"triton": None, "torch": None}
+        ),
+    )
+    report = examine()
+    gpu = report["devices"][1]
+    assert (gpu["device"], gpu["name"], gpu["capability"], gpu["memory_gib"]) == ("cuda:0", "A GPU", "9.0", 80.0)
+    assert report["automatic"]["cuda:0"]["bfloat16"] == "triton, whose self-check passed on this device"
+    assert report["automatic"]["cuda:0"]["float32"] == "torch (passed over triton: its self-check erred)"

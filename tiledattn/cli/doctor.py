@@ -86,6 +86,8 @@ def _devices() -> list[dict[str, Any]]:
                 "memory_gib": round(facts.total_memory / 2**30, 1),
             }
         )
+    for index in range(torch.xpu.device_count()):
+        devices.append({"device": f"xpu:{index}", "name": torch.xpu.get_device_name(index)})
     return devices
 
 
@@ -105,6 +107,8 @@ def _automatic() -> dict[str, dict[str, str]]:
             taken = next((backend for backend, reason in reasons.items() if reason is None), "none")
             passed = [f"{backend}: {why}" for backend, why in reasons.items() if why is not None]
             label = str(dtype).removeprefix("torch.")
+            if taken not in ("torch", "none"):
+                taken += ", whose self-check passed on this device"
             chosen[name][label] = taken + (f" (passed over {'; '.join(passed)})" if passed else "")
     return chosen
 
@@ -137,5 +141,6 @@ def _print(report: dict[str, Any]) -> None:
         for dtype, choice in by_dtype.items():
             automatic.add_row(device_name, dtype, choice)
     console.print(automatic)
+    console.print("\nwhich kernels have run on which GPUs: docs/backends.md")
     for name, value in report["environment"].items():
-        console.print(f"\n{name} is {value or 'not set'}")
+        console.print(f"{name} is {value or 'not set'}")

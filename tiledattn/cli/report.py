@@ -75,7 +75,7 @@ def print_table(rows: Sequence[Row]) -> None:
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=100)
+        console = Console(highlight=False, width=110)
     console.print(table)
 
 
