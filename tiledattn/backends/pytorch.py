@@ -1,6 +1,6 @@
 """The PyTorch backend: any device and dtype that torch has, forward and (through autograd) backward.
 
-Tiles whose neighbours lie alike are attended to together, a bounded number at a time, so that few SDPA calls serve
+Tiles that see equally many tokens are attended to together, a bounded number at a time, so that few SDPA calls serve
 many tiles and the gathered keys and values of all tiles never exist at once.
 """
 
@@ -57,14 +57,14 @@ def cross_tile_attention(
         return out, lse.fill_(-math.inf)
     prefix = num_prefix_tokens
     q, k, v = (_dense_last(x) for x in (q, k, v))
-    for class_index, members in enumerate(plan.classes):
-        halo = plan.halo_lengths[class_index] if halo_weight > 0 else 0
+    for seen, members in plan.groups:
+        halo = seen if halo_weight > 0 else 0
         bytes_per_tile = 2 * batch * (sequence + halo) * k.shape[3] * k.shape[4] * k.element_size()
-        budget = GATHER_BYTES.get(q.device.type, GATHER_BYTES_ELSEWHERE)
-        for start in range(0, len(members), max(1, budget // bytes_per_tile)):
-            group = members[start : start + max(1, budget // bytes_per_tile)]
+        at_once = max(1, GATHER_BYTES.get(q.device.type, GATHER_BYTES_ELSEWHERE) // bytes_per_tile)
+        for start in range(0, len(members), at_once):
+            group = members[start : start + at_once]
             picked = _pick(group, q.device)
-            keys, values = (_gather(x, group, plan, class_index, prefix, halo) for x in (k, v))
+            keys, values = (_gather(x, group, plan, prefix, halo) for x in (k, v))
             mask = _column_bias(q, prefix_mask, picked, prefix, sequence, halo, halo_weight)
             queries = q[picked].flatten(0, 1)
             shape = (len(group), batch, -1, *q.shape[3:])
@@ -94,17 +94,17 @@ def _pick(group: NDArray[np.int64], device: torch.device) -> slice | Tensor:
     return torch.from_numpy(group).to(device)
 
 
-def _gather(
-    x: Tensor, group: NDArray[np.int64], plan: AttentionPlan, class_index: int, prefix: int, halo: int
-) -> Tensor:
+def _gather(x: Tensor, group: NDArray[np.int64], plan: AttentionPlan, prefix: int, halo: int) -> Tensor:
     """Own and halo tokens of a group of tiles, [group * B, S + halo, Hkv, D]; a view where nothing is borrowed."""
     tiles, batch, sequence = x.shape[:3]
     if halo == 0:
         return x[_pick(group, x.device)].flatten(0, 1)
-    relative = _relative_rows(plan, class_index, batch, sequence, prefix, x.device)
+    kinds, kind_of = np.unique(plan.class_of_tile[group], return_inverse=True)
+    tables = [_relative_rows(plan, int(kind), batch, sequence, prefix, x.device) for kind in kinds]
+    relative = torch.stack(tables)[torch.from_numpy(kind_of).to(x.device), None]
     members = torch.from_numpy(group).to(x.device)
     first = (members[:, None] * batch + torch.arange(batch, device=x.device)) * sequence
-    rows = first[:, :, None] + relative
+    rows = first[:, :, None] + relative  # [group, B, S + halo]
     outer, inner, token = x.stride()[:3]
     one_stride = (tiles == 1 or outer == batch * inner) and (batch == 1 or inner == sequence * token)
     if one_stride:

@@ -149,6 +149,12 @@ class AttentionPlan:
         """`halo_length` of every class."""
         return tuple(self.halo_length(c) for c in range(self.num_classes))
 
+    @cached_property
+    def groups(self) -> tuple[tuple[int, NDArray[np.int64]], ...]:
+        """Tiles that see equally many tokens, ascending, with the number of their halo tokens."""
+        seen = np.asarray(self.halo_lengths, dtype=np.int64)[self.class_of_tile]
+        return tuple((int(length), np.flatnonzero(seen == length)) for length in np.unique(seen))
+
     def class_table(self, class_index: int) -> NDArray[np.int64]:
         """Relative flat tokens of a class's halo, [halo_length], in the order of `rectangles`."""
         tile = self.layout.tile
