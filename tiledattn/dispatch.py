@@ -98,12 +98,17 @@ def explain(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0
     return reasons
 
 
+def provides(name: str, op: str) -> bool:
+    """Whether a backend has an operation at all, on whatever device ("auto" has all of them)."""
+    return check_name(name) == "auto" or hasattr(_module(name), op)
+
+
 def _ambient(op: str) -> str:
     """The backend that the surrounding `use_backend` or the environment names, if it has the operation at all."""
     name = _chosen.get()
     if name is None:
         name = check_name(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
-    return name if name == "auto" or hasattr(_module(name), op) else "auto"
+    return name if provides(name, op) else "auto"
 
 
 def check_name(name: object) -> str:

@@ -127,7 +127,7 @@ class CouplingMode(TorchFunctionMode):
             tiles = input.reshape(layout.num_tiles, -1, input.shape[1], *layout.tile).to(wide)
             weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
             out = group_norm_tiles(
-                tiles, layout, num_groups, weight, bias, eps, scope=self.norm, backend=self.frame.backend
+                tiles, layout, num_groups, weight, bias, eps, scope=self.norm, backend=self.frame.norm_backend
             )
         return out.reshape(input.shape).to(dtype)
 

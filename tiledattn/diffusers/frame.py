@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ class Frame:
         halo: attention reach per axis in the layout's unit, or "all".
         halo_weight: weight of the halo in [0, 1] at this step.
         backend: backend of the operations.
+        norm_backend: backend of group norms.
         paused: True while an operation of the package runs, so that couplings leave its own calls alone.
     """
 
@@ -29,6 +29,7 @@ class Frame:
     halo: tuple[int, int] | Literal["all"] = (0, 0)
     halo_weight: float = 1.0
     backend: str = "auto"
+    norm_backend: str = "auto"
     paused: bool = False
 
     def factor(self, height: int, width: int) -> int | None:
@@ -43,7 +44,7 @@ class Frame:
         positions = self.layout.tile_positions
         if tokens < 1 or positions % tokens:
             return None
-        factor = math.isqrt(positions // tokens)
+        factor = round((positions // tokens) ** 0.5)
         return factor if factor * factor * tokens == positions and self._divides(factor) else None
 
     def level_halo(self, factor: int) -> tuple[int, int] | Literal["all"]:

@@ -36,7 +36,7 @@ class Options:
     """Checked arguments of `enable_tiling`. `tile`, `overlap` and `halo` are in latents, (height, width).
 
     `scale` is how many of the user's units a latent is, `granularity` what sizes must be multiples of in latents,
-    `pixels` how many pixels a latent is.
+    `pixels` how many pixels a latent is; `norm_backend` is `backend`, or "auto" where that has no group norm.
     """
 
     tile: tuple[int, int]
@@ -50,6 +50,7 @@ class Options:
     num_steps: int | None
     size_conditioning: str
     backend: str
+    norm_backend: str
     unit: str
     scale: int
     granularity: int
@@ -114,7 +115,7 @@ def make_options(
     _one_of("norm", norm, NORMS)
     _one_of("size_conditioning", size_conditioning, SIZE_CONDITIONINGS)
     _check_schedule(halo_schedule, num_steps, model)
-    _check_backend(backend)
+    dispatch.check_name(backend)
     return Options(
         tile=tiles,
         overlap=overlaps,
@@ -127,6 +128,7 @@ def make_options(
         num_steps=num_steps,
         size_conditioning=size_conditioning,
         backend=backend,
+        norm_backend=backend if dispatch.provides(backend, "group_norm_tiles") else "auto",
         unit=unit,
         scale=scale,
         granularity=model.granularity,
@@ -250,12 +252,6 @@ def _check_schedule(schedule: object, num_steps: object, model: Model) -> None:
             "num_steps: a bare model has no scheduler to tell how many steps there are, which this halo_schedule "
             "needs; pass num_steps="
         )
-
-
-def _check_backend(backend: object) -> None:
-    if not isinstance(backend, str):
-        raise TypeError(f"backend: got {backend!r} ({type(backend).__name__}); expected a name such as 'auto'")
-    _one_of("backend", backend, ("auto", *dispatch.backends()))
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:

@@ -129,7 +129,7 @@ class Tiling:
         layout = options.layout_for(canvas.shape[-2], canvas.shape[-1])
         self._wrap_processors()
         step, weight = self._step(call)
-        frame = Frame(layout, options.halo, weight, options.backend)
+        frame = Frame(layout, options.halo, weight, options.backend, options.norm_backend)
         tiles = extract_tiles(canvas, layout, backend=options.backend)
         context = CallContext(layout, canvas.shape[0], options.pixels, options.size_conditioning)
         call = family.tile_call(call, tiles.flatten(0, 1), context)
