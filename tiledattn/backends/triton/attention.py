@@ -60,7 +60,7 @@ def cross_tile_attention_fwd(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((T, B, H, S) if return_lse else 0, dtype=torch.float32, device=q.device)
     if out.numel() == 0:
-        return out, lse
+        return out, lse.fill_(-math.inf)
     if scale < 0:
         q, scale = -q, -scale
     q, k, v = (x if x.stride(-1) == 1 or D == 1 else x.contiguous() for x in (q, k, v))

@@ -3,6 +3,9 @@
 Logits, peaks and biases are in base 2 inside the kernel. Optional pointers are None where there is nothing to load.
 """
 
+# the kernel language has no types that mypy could check
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
 from __future__ import annotations
 
 import triton
@@ -119,9 +122,7 @@ def _locate(entries, t, N, P, magic, digits, WIDE: tl.constexpr):
     flat = t * N + entries
     tile = (tl.umulhi((flat * 2).to(tl.uint32), magic.to(tl.uint32)) >> digits.to(tl.uint32)).to(tl.int32)
     token = flat - tile * N + P
-    if WIDE:
-        return tile.to(tl.int64), token.to(tl.int64)
-    return tile, token
+    return tile.to(tl.int64) if WIDE else tile, token.to(tl.int64) if WIDE else token
 
 
 @triton.jit

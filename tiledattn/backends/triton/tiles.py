@@ -13,6 +13,7 @@ from torch import Tensor
 from ...geometry import TileLayout
 from ...geometry.axis import Axis, axis_origins
 from ...geometry.cover import axis_cover, axis_ring_table, axis_run
+from ..tables import shared
 from .launch import needs_wide_offsets, on_device, shared_unit
 from .tiles_kernel import blend_tiles_fwd_kernel, extract_tiles_fwd_kernel, pad_tiles_fwd_kernel
 
@@ -44,6 +45,7 @@ def _three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
+@shared
 def _origin_tables(layout: TileLayout, run: int, device: torch.device) -> tuple[Tensor, ...]:
     runs = (1, 1, run)
     return tuple(
@@ -53,6 +55,7 @@ def _origin_tables(layout: TileLayout, run: int, device: torch.device) -> tuple[
 
 
 @lru_cache(maxsize=256)
+@shared
 def _cover_tables(layout: TileLayout, run: int, device: torch.device) -> _Tables:
     """`axis_cover` of each axis; along x, of the first position of each run, in runs."""
     covers = [axis_cover(axis) for axis in _axes(layout)]
@@ -64,6 +67,7 @@ def _cover_tables(layout: TileLayout, run: int, device: torch.device) -> _Tables
 
 
 @lru_cache(maxsize=256)
+@shared
 def _ring_tables(layout: TileLayout, pad: tuple[tuple[int, int], ...], device: torch.device) -> _Tables:
     pads = ((0, 0),) * (3 - len(pad)) + pad
     rings = [axis_ring_table(axis, *ends) for axis, ends in zip(_axes(layout), pads, strict=True)]
@@ -74,6 +78,7 @@ def _ring_tables(layout: TileLayout, pad: tuple[tuple[int, int], ...], device: t
 
 
 @lru_cache(maxsize=256)
+@shared
 def _unit_weights(device: torch.device) -> Tensor:
     return torch.ones(1, dtype=torch.float32, device=device)
 

@@ -5,6 +5,9 @@ RUN that lie next to one another in memory; x counts runs, and memory strides ar
 serves BLOCK runs of ROWS rows, a row being one batch entry and channel.
 """
 
+# the kernel language has no types that mypy could check
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
 from __future__ import annotations
 
 import triton
