@@ -264,3 +264,39 @@ def test_a_backend_that_is_not_here_says_so(sd: Any) -> None:
         with pytest.raises(ta.BackendUnavailableError, match="triton"):
             paint(sd)
         assert tiling.options.norm_backend == "auto"
+
+
+def ip_adapter(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """Random weights of an IP-Adapter for image embeddings of 8 numbers."""
+    g, width = torch.Generator().manual_seed(0), unet.config.cross_attention_dim
+    weights, number = {}, 1
+    for name, layer in unet.named_modules():
+        if name.endswith("attn2"):
+            for key in ("to_k_ip", "to_v_ip"):
+                weights[name, key] = torch.randn(layer.inner_dim, width, generator=g) * width**-0.5
+    order = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    adapter = {}
+    for name in order:
+        for key in ("to_k_ip", "to_v_ip"):
+            adapter[f"{number}.{key}.weight"] = weights[name, key]
+        number += 2
+    projection = {
+        "proj.weight": torch.randn(4 * width, 8, generator=g),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    return {"image_proj": projection, "ip_adapter": adapter}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ip_adapter(pipe: Any, when: str) -> None:
+    """Its images are conditioning of the whole canvas, like text."""
+    embeds = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))  # one for each guidance copy
+    tiling = None if when == "before" else td.enable_tiling(pipe, **ALL)
+    plain = paint(pipe)
+    pipe.unet._load_ip_adapter_weights(ip_adapter(pipe.unet))
+    with td.enable_tiling(pipe, **ALL) if tiling is None else tiling:
+        got = paint(pipe, ip_adapter_image_embeds=[embeds])
+    assert error(got, paint(pipe, ip_adapter_image_embeds=[embeds])) < ROUNDING
+    assert error(got, plain) > 0.01

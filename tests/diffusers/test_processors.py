@@ -19,6 +19,7 @@ from torch import Tensor
 
 import tiledattn as ta
 import tiledattn.diffusers as td
+from tiledattn.diffusers.couplings import CouplingMode
 from tiledattn.diffusers.frame import Frame
 
 LAYOUT = ta.TileLayout((8, 12), (4, 4))
@@ -146,3 +147,14 @@ def test_merged_or_dropped_tokens_are_refused(shape: tuple[int, ...]) -> None:
 def test_what_diffusers_looks_for() -> None:
     assert td.CrossTileAttnProcessor._attention_backend is None
     assert td.CrossTileAttnProcessor._parallel_config is None
+
+
+def test_spatial_norm_takes_its_map_from_the_same_tile() -> None:
+    attn = layer(query_dim=32, spatial_norm_dim=4, residual_connection=True)
+    canvas, tiles = canvas_and_tiles(32)
+    guide, guide_tiles = canvas_and_tiles(4)
+    want = AttnProcessor2_0()(attn, canvas, temb=guide)
+    tiling = with_frame()
+    with CouplingMode(tiling.frame, rings=True, norm="canvas"):
+        got = td.CrossTileAttnProcessor(tiling)(attn, tiles, temb=guide_tiles)
+    assert error(to_canvas(got), want) < 1e-5
