@@ -10,12 +10,15 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
 from .selfcheck import failed_self_check
 
 ENVIRONMENT_VARIABLE = "TILEDATTN_BACKEND"
+
+OPERATIONS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles", "group_norm_tiles")
 
 _MODULES = {"triton": ".backends.triton", "torch": ".backends.pytorch", "reference": ".backends.reference"}
 _AUTOMATIC = ("triton", "torch")
@@ -96,6 +99,29 @@ def explain(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0
             module, _module("torch"), op, device, dtype, head_dim
         )
     return reasons
+
+
+class Capability(NamedTuple):
+    """What one backend can do, for tables and `tiledattn doctor`."""
+
+    name: str
+    automatic: bool  # whether "auto" considers it
+    operations: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    runs_on: str
+    proven_on: tuple[str, ...]  # real devices on which its results were checked, with the date
+
+
+def capabilities() -> tuple[Capability, ...]:
+    """Every backend with its operations and dtypes, in the order in which "auto" tries them."""
+    found = []
+    for name in _MODULES:
+        module = _module(name)
+        offered = tuple(op for op in OPERATIONS if hasattr(module, op))
+        found.append(
+            Capability(name, name in _AUTOMATIC, offered, module.DTYPES, module.RUNS_ON, tuple(module.PROVEN_ON))
+        )
+    return tuple(found)
 
 
 def provides(name: str, op: str) -> bool:

@@ -21,6 +21,9 @@ from ..geometry.axis import Axis, axis_distances, axis_owned, axis_ring
 from .tables import class_table, shared
 
 NAME = "torch"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+RUNS_ON = "every device that torch has"
+PROVEN_ON = ("x86-64 CPU, 2026-11-20",)
 
 GATHER_BYTES = {"cpu": 16 << 20}
 GATHER_BYTES_ELSEWHERE = 256 << 20

@@ -17,6 +17,9 @@ from torch import Tensor
 from ..geometry import AttentionPlan, TileLayout
 
 NAME = "reference"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+RUNS_ON = "every device with float64; slow by design"
+PROVEN_ON = ("x86-64 CPU, 2026-11-20",)
 
 
 def probe() -> str | None:

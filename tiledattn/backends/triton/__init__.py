@@ -23,6 +23,8 @@ MIN_VERSION = (3, 6)
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+RUNS_ON = "NVIDIA GPUs of compute capability 8.0 and newer, ROCm and XPU devices"
+PROVEN_ON: tuple[str, ...] = ()
 OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
 
 

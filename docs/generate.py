@@ -1,0 +1,53 @@
+"""Writes the tables of the documentation that follow from the code: `python docs/generate.py [--check]`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from tiledattn import dispatch
+
+HERE = pathlib.Path(__file__).parent
+
+
+def backends_table() -> str:
+    """Backends against operations, dtypes and devices, from `dispatch.capabilities()`."""
+    rows = ["| backend | in auto | operations | dtypes | runs on | checked on |", "|---|---|---|---|---|---|"]
+    for c in dispatch.capabilities():
+        missing = [f"`{op}`" for op in dispatch.OPERATIONS if op not in c.operations]
+        operations = "all" if not missing else "all but " + ", ".join(missing)
+        dtypes = ", ".join(str(d).removeprefix("torch.") for d in c.dtypes)
+        proven = "; ".join(c.proven_on) or "no real GPU yet: interpreter and ahead-of-time compilation"
+        rows.append(
+            f"| `{c.name}` | {'yes' if c.automatic else 'no'} | {operations} | {dtypes} | {c.runs_on} | {proven} |"
+        )
+    return "\n".join(rows)
+
+
+TABLES = {"backends.md": ("backends", backends_table)}
+
+
+def rendered(name: str) -> str:
+    """The page with its generated part made anew."""
+    mark, table = TABLES[name]
+    begin, end = f"<!-- generated: {mark} -->\n", "<!-- end -->"
+    before, _, rest = (HERE / name).read_text().partition(begin)
+    return before + begin + table() + "\n" + end + rest.partition(end)[2]
+
+
+def main() -> int:
+    """Rewrites the pages, or with --check says which are out of date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    check = parser.parse_args().check
+    stale = [name for name in TABLES if rendered(name) != (HERE / name).read_text()]
+    for name in stale:
+        if not check:
+            (HERE / name).write_text(rendered(name))
+        sys.stdout.write(f"{name}: {'out of date' if check else 'written'}\n")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
