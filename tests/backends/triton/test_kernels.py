@@ -19,7 +19,7 @@ CASES = ["cases_attention.py", "cases_tiles.py"]
 
 def run_cases(file, **environment):
     """Outcome of a case file in a fresh pytest: (exit status, number of tests that passed, output)."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=HERE.parents[2], capture_output=True, text=True, check=False
     )
