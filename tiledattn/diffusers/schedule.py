@@ -61,8 +61,8 @@ class SchedulerSteps:
             if place is not None:
                 return place, len(timesteps)
         raise ValueError(
-            f"halo_schedule: timestep {timestep} is not among the timesteps of the pipeline's scheduler; call "
-            "enable_tiling on the pipeline that runs, or pass num_steps="
+            f"timestep {timestep} is not among those of the pipeline's scheduler, where halo_schedule and on_tiles "
+            "look it up; call enable_tiling on the pipeline that runs, or pass num_steps="
         )
 
 

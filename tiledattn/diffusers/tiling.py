@@ -178,8 +178,8 @@ def enable_tiling(
 
     The denoiser gets the whole canvas, cuts it into tiles, predicts for all of them in one batch, and blends the
     predictions. The pipeline stays as it is; call it with the `height` and `width` you want. Enabling again replaces
-    the tiling in force. With overlap 0, halo "all" and the other couplings as by default the result is the untiled
-    model's, to rounding.
+    the tiling in force. With halo "all" and the other couplings as by default (for SDXL also size_conditioning
+    "canvas") the result is the untiled model's, to rounding.
 
     Args:
         pipe_or_model: a pipeline with a `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, SDXL; text-to-image,
@@ -196,8 +196,10 @@ def enable_tiling(
         conv_halo: convolutions read their neighbours' positions instead of zeros.
         norm: whose statistics group norms use: "tile", "neighbours" (weighted by nearness) or "canvas".
         halo_schedule: the halo's weight over the run: "constant" (1), "quadratic" (1 - (i / n)^2 at step i of n) or a
-            function of (i, n) that returns a number in [0, 1].
-        num_steps: steps of a run, for a bare model whose schedule isn't constant; a pipeline's scheduler tells.
+            function of (i, n) that returns a number in [0, 1]. i is the place in the scheduler's timesteps, so that
+            image-to-image starts in the middle.
+        num_steps: steps of a run, for a bare model whose schedule isn't constant: steps are then counted by changes of
+            the timestep. A pipeline's scheduler tells.
         size_conditioning: SDXL's `time_ids` per tile: "tile" (sizes that equal the canvas's become the tile's, as in
             training), "crop" (the tile as a crop of one large picture) or "canvas" (untouched).
         backend: backend of the operations, "auto" or a name from `tiledattn.backends()`.
