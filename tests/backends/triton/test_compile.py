@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton")
+
 HERE = Path(__file__).parent
 ARCHS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 CONSUMER = ["sm_86", "sm_89", "sm_120"]

@@ -10,10 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 HERE = Path(__file__).parent
+triton = pytest.importorskip("triton")
+# Triton 3.6 turns arrays of one element into ints, which NumPy no longer does: its interpreter has no dynamic loops
+OLD_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 CASES = ["cases_attention.py", "cases_tiles.py"]
 
 
@@ -27,6 +31,7 @@ def run_cases(file, **environment):
     return done.returncode, int(passed[1]) if passed else 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(OLD_INTERPRETER, reason="the interpreter of Triton 3.6 needs NumPy below 2.4")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("file", CASES)
 def test_in_the_interpreter(file):

@@ -120,7 +120,7 @@ def _attend_own(
 def _locate(entries, t, N, P, magic, digits, WIDE: tl.constexpr):
     """Tile and sequence place of the flat tokens `t * N + entries`; magic and digits divide by N."""
     flat = t * N + entries
-    tile = (tl.umulhi((flat * 2).to(tl.uint32), magic.to(tl.uint32)) >> digits.to(tl.uint32)).to(tl.int32)
+    tile = (tl.umulhi(flat.to(tl.uint32) * 2, magic.to(tl.uint32)) >> digits.to(tl.uint32)).to(tl.int32)
     token = flat - tile * N + P
     return tile.to(tl.int64) if WIDE else tile, token.to(tl.int64) if WIDE else token
 

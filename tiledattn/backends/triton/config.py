@@ -47,7 +47,7 @@ _TABLE: dict[tuple[str, str], Rows] = {
     ("sm_90", "half"): {
         64: AttentionConfig(128, 64, 4, 3),
         128: AttentionConfig(128, 64, 8, 3),
-        256: AttentionConfig(128, 64, 8, 2),
+        256: AttentionConfig(128, 32, 8, 2),
     },
     ("sm_100", "half"): {
         64: AttentionConfig(128, 64, 8, 3),
