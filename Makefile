@@ -11,7 +11,7 @@ setup: $(STAMP)
 
 # torch goes in first and pinned, so that no resolver replaces it by another build.
 $(STAMP): pyproject.toml setup.py constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --version > /dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	$(PIP) install -q "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(PIP) install -q -c constraints.txt -e ".[diffusers,cli,bench,dev]"
 	touch $(STAMP)

@@ -83,7 +83,9 @@ def attention_inputs(
     seed: int = 0,
     form: str = "contiguous",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random q, k, v; `form` "contiguous", "strided" (every other element) or "fused" (slices of one QKV tensor)."""
+    """Random q, k, v; `form` "contiguous", "strided" (every other element), "fused" (slices of one QKV tensor) or
+    "narrowed" (a corner of a larger, transposed tensor).
+    """
     generator = torch.Generator().manual_seed(seed)
     kv_heads = heads if kv_heads is None else kv_heads
     shape = (layout.num_tiles, batch, prefix + layout.tile_positions)
@@ -97,7 +99,17 @@ def attention_inputs(
         return q, k, v
     if form == "strided":
         return tuple(random(2 * h, dim + 3)[..., ::2, 1 : dim + 1] for h in (heads, kv_heads, kv_heads))  # type: ignore[return-value]
+    if form == "narrowed":  # a corner of a larger tensor, on every dim
+        return tuple(narrowed((*shape, h, dim), generator, dtype) for h in (heads, kv_heads, kv_heads))  # type: ignore[return-value]
     return random(heads, dim), random(kv_heads, dim), random(kv_heads, dim)
+
+
+def narrowed(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A random tensor that is a slice of a larger, transposed one on every dim but the last, which is dense."""
+    order = [2, 0, 3, 1, 4]
+    wide = torch.randn([shape[d] + (d < 4) for d in order], generator=generator, dtype=torch.float64).to(dtype)
+    x = wide.permute([order.index(d) for d in range(5)])
+    return x[tuple(slice(n - s, n) for n, s in zip(x.shape, shape, strict=True))]
 
 
 def consistent_inputs(
@@ -166,6 +178,39 @@ def plain_attention(
                 )
                 out[t, :, part] = found.transpose(1, 2)
     return out
+
+
+def plain_lse(
+    q: Tensor,
+    k: Tensor,
+    layout: ta.TileLayout,
+    halo: Any,
+    *,
+    num_prefix_tokens: int = 0,
+    prefix_mask: Tensor | None = None,
+    halo_weight: float = 1.0,
+    scale: float | None = None,
+) -> Tensor:
+    """The lse by hand: logits of gathered keys in float32 (float64 for float64), then logsumexp; [T, B, H, S]."""
+    plan = attention_plan(layout, normalize_halo(layout, halo))
+    axes, tiles = reference._tiles(layout)
+    number = {index: t for t, index in enumerate(tiles)}
+    prefix, own = num_prefix_tokens, q.shape[2]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    q, k = q.to(wide), k.repeat_interleave(q.shape[3] // k.shape[3], dim=3).to(wide)
+    lse = torch.zeros(*q.shape[:2], q.shape[3], own, dtype=wide)
+    for t, index in enumerate(tiles):
+        where = list(reference._outside(axes, index, plan.halo)) if halo_weight > 0 else []
+        rows = [(number[s], prefix + reference._row_major(p, layout.tile)) for s, p in where]
+        keys = torch.cat([k[t]] + [k[u][:, s : s + 1] for u, s in rows], 1)
+        logits = torch.einsum("bqhd,bkhd->bhqk", q[t], keys) * (q.shape[4] ** -0.5 if scale is None else scale)
+        if prefix_mask is not None:
+            logits[..., :prefix].masked_fill_(~prefix_mask[t, :, None, None], -math.inf)
+        if where:
+            logits[..., own:] += math.log(halo_weight)
+            logits[:, :, :prefix, own:] = -math.inf
+        lse[t] = torch.logsumexp(logits, -1)
+    return lse
 
 
 def all_positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -69,8 +69,11 @@ def test_a_context_or_the_environment_chooses(canvas, monkeypatch):
     ta.extract_tiles(canvas, LAYOUT)
     assert len(calls) == 2
     monkeypatch.setenv("TILEDATTN_BACKEND", "cuda9")
-    with pytest.raises(ValueError, match="backend: got 'cuda9'"):
+    with pytest.raises(ValueError, match="TILEDATTN_BACKEND: got 'cuda9'"):
         ta.extract_tiles(canvas, LAYOUT)
+    monkeypatch.setenv("TILEDATTN_BACKEND", "")
+    ta.extract_tiles(canvas, LAYOUT)
+    assert len(calls) == 2
 
 
 def test_a_context_leaves_operations_that_a_backend_lacks(monkeypatch):

@@ -36,7 +36,7 @@ def backends() -> dict[str, str | None]:
 
     Example:
         >>> tiledattn.backends()
-        {'triton': 'no CUDA or ROCm device', 'torch': None, 'reference': None}
+        {'triton': 'no CUDA, ROCm or XPU device', 'torch': None, 'reference': None}
 
     "reference" is the float64 oracle: never taken by "auto".
     """
@@ -48,7 +48,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Inside the `with`, calls that say "auto" take this backend ("auto" restores the automatic choice).
 
     An operation that the backend doesn't have at all (Triton has no group norm) stays with the automatic choice; one
-    that it has never falls back. The environment variable TILEDATTN_BACKEND does the same for a process.
+    that it has never falls back. The environment variable TILEDATTN_BACKEND does the same for a process. Threads
+    started inside don't inherit it, and it can't be entered inside a compiled function: pass `backend=` there.
 
     Raises:
         ValueError: an unknown name, listing the known ones.
@@ -133,7 +134,9 @@ def _ambient(op: str) -> str:
     """The backend that the surrounding `use_backend` or the environment names, if it has the operation at all."""
     name = _chosen.get()
     if name is None:
-        name = check_name(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        if name != "auto" and name not in _MODULES:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: got {name!r}; known are auto, {', '.join(_MODULES)}")
     return name if provides(name, op) else "auto"
 
 

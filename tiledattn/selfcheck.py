@@ -1,8 +1,8 @@
 """The self-check of kernels that have not been proven on the device at hand.
 
-A compiled kernel may be wrong on hardware it never ran on. Before "auto" takes one, a small case is compared with
-float64 on the same device: it may err at most twice what the PyTorch backend errs in that precision, plus one rounding
-unit. Once per process, backend, operation, device, dtype and head dim.
+A compiled kernel may be wrong on hardware it never ran on. Before "auto" takes one, small cases are compared with
+float64 on the CPU: it may err at most twice what the PyTorch backend errs on the device in that precision, plus one
+rounding unit. Once per process, backend, operation, device, dtype and head dim.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ _logger = logging.getLogger("tiledattn")
 
 _LAYOUT = TileLayout(size=(24, 40), tile=(16, 16), overlap=(0, 4), wrap=(False, True))
 
+Case = Callable[[ModuleType, torch.device, torch.dtype], Tensor]
 
-class _CapturingError(RuntimeError):
-    """A CUDA graph is being captured: nothing can be compared now."""
+
+class _NotNowError(RuntimeError):
+    """Nothing can be said now; the message says why. Not remembered."""
 
 
 def failed_self_check(
@@ -35,8 +37,8 @@ def failed_self_check(
         return None
     try:
         return _checked(module, plain, op, device, dtype, head_dim)
-    except _CapturingError:
-        return "it has not been checked on this device yet; call it once before capturing a graph"
+    except _NotNowError as reason:
+        return str(reason)
 
 
 @cache
@@ -44,69 +46,87 @@ def _checked(
     module: ModuleType, plain: ModuleType, op: str, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> str | None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise _CapturingError
-    run = _case(op, device, dtype, head_dim)
-    exact = run(plain, torch.float64)
+        raise _NotNowError("it has not been checked on this device yet; call it once before capturing a graph")
     try:
-        error = _relative_error(run(module, dtype), exact)
+        reason = _compare(module, plain, op, device, dtype, head_dim)
+    except torch.OutOfMemoryError as problem:
+        raise _NotNowError(f"its self-check ran out of memory: {problem}") from problem
     except Exception as problem:  # whatever a compiler or driver raises, the call must go on elsewhere
         reason = f"its self-check raised {type(problem).__name__}: {problem}"
+    if reason is not None:
         _logger.warning("backend %r, %s on %s, %s: %s", module.NAME, op, device, dtype, reason)
-        return reason
-    allowed = 2 * _relative_error(run(plain, dtype), exact) + torch.finfo(dtype).eps
-    if error <= allowed:
-        return None
-    reason = f"its self-check erred by {error:.2e}, more than {allowed:.2e}"
-    _logger.warning("backend %r, %s on %s, %s: %s", module.NAME, op, device, dtype, reason)
     return reason
 
 
+def _compare(
+    module: ModuleType, plain: ModuleType, op: str, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> str | None:
+    for case in _cases(op, dtype, head_dim):
+        exact = case(plain, torch.device("cpu"), torch.float64)
+        error = _relative_error(case(module, device, dtype), exact)
+        allowed = 2 * _relative_error(case(plain, device, dtype), exact) + torch.finfo(dtype).eps
+        if not error <= allowed:
+            return f"its self-check erred by {error:.2e}, more than {allowed:.2e}"
+    return None
+
+
 def _relative_error(found: Tensor, exact: Tensor) -> float:
-    difference = torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact)
+    difference = torch.linalg.vector_norm(found.cpu().double() - exact) / torch.linalg.vector_norm(exact)
     return float("inf") if bool(torch.isnan(difference)) else float(difference)
 
 
-def _case(
-    op: str, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> Callable[[ModuleType, torch.dtype], Tensor]:
-    """A small call of `op` whose inputs are the same values in every precision."""
+def _random(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Numbers that every precision holds exactly, on the CPU."""
+    numbers = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(sum(shape)), device="cpu")
+    return numbers.to(dtype)
 
-    def random(*shape: int) -> Tensor:
-        numbers = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-        return numbers.to(dtype).to(device)
 
-    layout, tiles = _LAYOUT, _LAYOUT.num_tiles
+def _cases(op: str, dtype: torch.dtype, head_dim: int) -> list[Case]:
+    """Small calls of `op`, each a function of backend, device and precision."""
     if op == "cross_tile_attention":
-        q = random(tiles, 2, 3 + layout.tile_positions, 4, head_dim)
-        k, v = random(2, *q.shape[:3], 2, head_dim).unbind(0)
+        return [
+            _attention_case(dtype, head_dim, masked=False, lse=False),
+            _attention_case(dtype, head_dim, masked=True, lse=True),
+        ]
+    return [_tiling_case(op, dtype)]
 
-        def attention(backend: ModuleType, precision: torch.dtype) -> Tensor:
-            out: Tensor = backend.cross_tile_attention(
-                *(x.to(precision) for x in (q, k, v)),
-                plan=attention_plan(layout, (5, 5)),
-                num_prefix_tokens=3,
-                prefix_mask=None,
-                halo_weight=0.5,
-                scale=head_dim**-0.5,
-                return_lse=False,
-            )[0]
-            return out
 
-        return attention
+def _attention_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
+    tiles, prefix = _LAYOUT.num_tiles, 3
+    q = _random(dtype, tiles, 2, prefix + _LAYOUT.tile_positions, 4, head_dim)
+    k, v = _random(dtype, 2, *q.shape[:3], 2, head_dim).unbind(0)
+    mask = _random(torch.float32, tiles, 2, prefix) > 0 if masked else None
 
-    canvas, batch = random(2, 3, *layout.size), random(tiles, 2, 3, *layout.tile)
+    def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
+        out, sums = backend.cross_tile_attention(
+            *(x.to(device, precision) for x in (q, k, v)),
+            plan=attention_plan(_LAYOUT, (5, 5)),
+            num_prefix_tokens=prefix,
+            prefix_mask=None if mask is None else mask.to(device),
+            halo_weight=0.5,
+            scale=head_dim**-0.5,
+            return_lse=lse,
+        )
+        return torch.cat([out.flatten().cpu().double(), sums.flatten().cpu().double()])
 
-    def tiling(backend: ModuleType, precision: torch.dtype) -> Tensor:
+    return run
+
+
+def _tiling_case(op: str, dtype: torch.dtype) -> Case:
+    canvas = _random(dtype, 2, 3, *_LAYOUT.size)
+    batch = _random(dtype, _LAYOUT.num_tiles, 2, 3, *_LAYOUT.tile)
+
+    def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
         function = getattr(backend, op)
         result: Tensor
         if op == "extract_tiles":
-            result = function(canvas.to(precision), layout=layout)
+            result = function(canvas.to(device, precision), layout=_LAYOUT)
         elif op == "pad_tiles":
-            result = function(batch.to(precision), layout=layout, pad=((1, 1), (2, 2)))
+            result = function(batch.to(device, precision), layout=_LAYOUT, pad=((1, 1), (2, 2)))
         else:
-            accumulator = torch.float64 if precision == torch.float64 else torch.float32
-            weights = window_tables(layout, "hann", device, accumulator)
-            result = function(batch.to(precision), layout=layout, weights=weights)
+            sums = torch.float64 if precision == torch.float64 else torch.float32
+            weights = window_tables(_LAYOUT, "hann", device, sums)
+            result = function(batch.to(device, precision), layout=_LAYOUT, weights=weights)
         return result
 
-    return tiling
+    return run

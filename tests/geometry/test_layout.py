@@ -54,8 +54,10 @@ def test_ints_and_pickle_round_trip(layout):
 
 
 def test_scaled_names_what_does_not_divide():
-    with pytest.raises(ValueError, match=r"overlap on axis 1 is 6.*4 does not divide.*4 and 8"):
+    with pytest.raises(ValueError, match=r"overlap on axis 1 is 6.*4 does not divide.*nearest that work are 4 and 8"):
         ta.TileLayout((16, 16), (8, 8), (4, 6)).scaled(4)
+    with pytest.raises(ValueError, match=r"tile on axis 0 is 2, which 4 does not divide; the least is 4"):
+        ta.TileLayout(8, 2).scaled(4)
     with pytest.raises(ValueError, match="factor: axis 0 is 0"):
         ta.TileLayout(8, 4).scaled(0)
 
@@ -72,6 +74,8 @@ def test_scaled_names_what_does_not_divide():
         ({"size": 8, "tile": 4, "overlap": 4}, ValueError, "overlap: axis 0 is 4; it must be between 0 and 3"),
         ({"size": 8, "tile": 4, "overlap": -1}, ValueError, "overlap: axis 0 is -1"),
         ({"size": 8.0, "tile": 4}, TypeError, "size: got 8.0"),
+        ({"size": b"ab", "tile": 4}, TypeError, "size: got b'ab'"),
+        ({"size": 10**12, "tile": 1}, ValueError, "tile: axis 0 would have more than 1,048,576 tiles"),
         ({"size": (8, True), "tile": 4}, TypeError, r"size: axis 1 is True \(bool\)"),
         ({"size": 8, "tile": 4, "overlap": 0.25}, TypeError, "overlap: got 0.25"),
         ({"size": 8, "tile": "4"}, TypeError, "tile: axis 0 is '4'"),

@@ -16,6 +16,7 @@ from support import (
     layouts,
     oracle,
     plain_attention,
+    plain_lse,
     relative_error,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,9 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 import tiledattn as ta
 from tiledattn.backends import pytorch
+from tiledattn.backends.pytorch import attention
 from tiledattn.geometry import attention_plan
 
-FORMS = ["contiguous", "strided", "fused"]
+FORMS = ["contiguous", "strided", "fused", "narrowed"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 few = settings(max_examples=30, deadline=None)
 
@@ -65,7 +67,7 @@ def test_every_call_stays_within_the_budget(data, layout, dtype, form):
     with_lse, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, **arguments)
     assert_within_budget(with_lse, plain, exact)
     assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+    assert_within_budget(lse, plain_lse(q, k, layout, halo, **arguments), exact_lse)
 
 
 @few
@@ -123,8 +125,7 @@ def test_merging_own_tile_and_halo_gives_the_whole(data, layout):
     torch.testing.assert_close(lse, whole_lse, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("axis", ["T*B", "B"])
-def test_empty_batches(axis):
+def test_empty_batches():
     layout = ta.TileLayout(8, 4)
     q, k, v = (x[:, :0] for x in attention_inputs(layout, batch=1))
     out, lse = ta.cross_tile_attention(q, k, v, layout, 2, return_lse=True)
@@ -146,8 +147,8 @@ def test_groups_of_tiles_do_not_change_the_result(monkeypatch):
     layout = ta.TileLayout((16, 16), 4, 1)
     q, k, v = attention_inputs(layout, batch=2)
     expected = ta.cross_tile_attention(q, k, v, layout, 2)
-    monkeypatch.setitem(pytorch.GATHER_BYTES, "cpu", 1)
-    assert relative_error(ta.cross_tile_attention(q, k, v, layout, 2), expected.double()) < 1e-6
+    monkeypatch.setitem(attention.GATHER_BYTES, "cpu", 1)
+    assert_within_budget(ta.cross_tile_attention(q, k, v, layout, 2), expected, oracle(q, k, v, layout, 2)[0])
 
 
 class Allocations(TorchDispatchMode):
@@ -177,7 +178,7 @@ class Allocations(TorchDispatchMode):
 
 def run_counted(budget, monkeypatch):
     """Bytes made beyond the output, and bytes of keys and values if all tiles' were gathered at once."""
-    monkeypatch.setitem(pytorch.GATHER_BYTES, "cpu", budget)
+    monkeypatch.setitem(attention.GATHER_BYTES, "cpu", budget)
     layout, heads, dim = ta.TileLayout((128, 128), 16), 2, 32
     q, k, v = attention_inputs(layout, heads=heads, dim=dim)
     plan = attention_plan(layout, (8, 8))
@@ -232,10 +233,11 @@ GOOD = {"q": Q, "k": K, "v": V, "layout": LAYOUT, "halo": 1, "num_prefix_tokens"
         ({"prefix_mask": torch.ones(4, 2, 1)}, TypeError, "prefix_mask: dtype is torch.float32; expected bool"),
         ({"prefix_mask": torch.ones(4, 2, 2) > 0}, ValueError, r"prefix_mask: shape is .* \[T, B, P\] = \[4, 2, 1\]"),
         ({"prefix_mask": [True]}, TypeError, "prefix_mask: got list"),
-        ({"halo_weight": 1.5}, ValueError, "halo_weight: got 1.5; it must be between 0 and 1"),
-        ({"halo_weight": math.nan}, ValueError, "halo_weight: got nan; it must be finite"),
+        ({"halo_weight": 1.5}, ValueError, "halo_weight: got 1.5; it must be a finite number between 0 and 1"),
+        ({"halo_weight": math.nan}, ValueError, "halo_weight: got nan; it must be a finite number"),
         ({"halo_weight": "1"}, TypeError, "halo_weight: got '1'"),
         ({"scale": math.inf}, ValueError, "scale: got inf"),
+        ({"scale": 10**400}, ValueError, "scale: got 1000"),
         ({"far_pool": 2}, NotImplementedError, "far_pool: got 2"),
         ({"return_lse": 1}, TypeError, "return_lse: got 1"),
         ({"backend": "cuda9"}, ValueError, "backend: got 'cuda9'; known are auto"),

@@ -3,6 +3,7 @@ import torch
 from support import attention_inputs
 
 import tiledattn as ta
+from tiledattn.backends.pytorch import attention
 
 LAYOUT = ta.TileLayout((3, 4), (2, 2), (1, 0), (False, True))
 INTS = LAYOUT.as_ints()
@@ -18,9 +19,10 @@ def tensors(dtype=torch.float32, requires_grad=False):
 
 
 MASK = torch.tensor([True, False, True, False]).view(4, 1, 1)
+WEIGHT = torch.full((), 0.5, dtype=torch.float64)
 CALLS = {
     "attention": lambda x: OPS.cross_tile_attention(
-        x["q"], x["k"], x["v"], MASK, INTS, [1, 2], 1, 0.5, 0.3, True, "auto"
+        x["q"], x["k"], x["v"], MASK.to(x["q"].device), INTS, [1, 2], 1, WEIGHT, 0.3, True, "auto"
     ),
     "extract": lambda x: OPS.extract_tiles(x["canvas"], INTS, "auto"),
     "blend": lambda x: OPS.blend_tiles(x["tiles"], [], INTS, "hann", "auto"),
@@ -33,8 +35,8 @@ CALLS = {
 def test_operators_are_registered_as_torch_wants_them(requires_grad):
     x = tensors(requires_grad=requires_grad)
     check = torch.library.opcheck
-    for lse in (False, True):
-        check(OPS.cross_tile_attention, (x["q"], x["k"], x["v"], MASK, INTS, [1, 2], 1, 0.5, 0.3, lse, "auto"))
+    for lse, backend in ((False, "auto"), (True, "auto"), (True, "reference")):
+        check(OPS.cross_tile_attention, (x["q"], x["k"], x["v"], MASK, INTS, [1, 2], 1, WEIGHT, 0.3, lse, backend))
     check(OPS.extract_tiles, (x["canvas"], INTS, "auto"))
     check(OPS.blend_tiles, (x["tiles"], [], INTS, "hann", "auto"))
     check(OPS.blend_tiles, (x["tiles"], [torch.ones(2), torch.ones(2)], INTS, "", "auto"))
@@ -106,7 +108,72 @@ def test_tables_made_in_inference_mode_serve_training():
 
 @pytest.mark.parametrize("name", list(CALLS))
 def test_meta_tensors_give_shapes(name):
-    real = CALLS[name](tensors())
-    shapes = CALLS[name]({key: x.to("meta") for key, x in tensors().items()}) if name != "attention" else None
-    if shapes is not None:
-        assert shapes.shape == real.shape
+    real, shapes = (CALLS[name]({key: x.to(device) for key, x in tensors().items()}) for device in ("cpu", "meta"))
+    pairs = zip(real, shapes, strict=True) if isinstance(real, tuple) else [(real, shapes)]
+    for a, b in pairs:
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def test_a_changing_weight_does_not_recompile():
+    torch._dynamo.reset()
+    x = tensors()
+    counted = torch._dynamo.testing.CompileCounter()
+
+    def call(weight):
+        return ta.cross_tile_attention(x["q"], x["k"], x["v"], LAYOUT, 1, num_prefix_tokens=1, halo_weight=weight)
+
+    compiled = torch.compile(call, fullgraph=True, backend=counted)
+    for weight in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
+        assert torch.equal(compiled(weight), call(weight))
+    assert counted.frame_count <= 3  # 1.0; the first other value; any other value
+
+
+def test_second_derivatives_of_the_linear_operations():
+    x = tensors(torch.float64, requires_grad=True)
+    check = torch.autograd.gradgradcheck
+    assert check(lambda c: ta.extract_tiles(c, LAYOUT), x["canvas"])
+    assert check(lambda t: ta.blend_tiles(t, LAYOUT, [torch.tensor([1.0, 3.0]), torch.ones(2)]), x["tiles"])
+    assert check(lambda t: ta.pad_tiles(t, LAYOUT, (1, 3)), x["tiles"])
+
+
+def test_second_derivatives_of_the_others_are_refused():
+    x = tensors(requires_grad=True)
+    for out, leaf in (
+        (ta.cross_tile_attention(x["q"], x["k"], x["v"], LAYOUT, 1, num_prefix_tokens=1), x["q"]),
+        (ta.group_norm_tiles(x["tiles"], LAYOUT, 2), x["tiles"]),
+    ):
+        with pytest.raises(RuntimeError, match="second derivatives are not supported"):
+            torch.autograd.grad(out.sum(), leaf, create_graph=True)
+
+
+def test_autocast_leaves_the_precision_alone():
+    x = tensors()
+    expected = {name: call(x) for name, call in CALLS.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, call in CALLS.items():
+            for a, b in zip(expected[name], call(x), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_an_empty_batch_has_an_empty_gradient():
+    q, k, v = (x[:, :0].detach().requires_grad_() for x in attention_inputs(LAYOUT))
+    ta.cross_tile_attention(q, k, v, LAYOUT, 1).sum().backward()
+    assert q.grad.shape == q.shape
+    tiles = torch.zeros(LAYOUT.num_tiles, 0, 2, 2, 2, requires_grad=True)
+    for out in (ta.group_norm_tiles(tiles, LAYOUT, 2), ta.pad_tiles(tiles, LAYOUT, 1), ta.blend_tiles(tiles, LAYOUT)):
+        (grad,) = torch.autograd.grad(out.sum(), tiles)
+        assert grad.shape == tiles.shape
+
+
+def test_gradients_of_many_groups(monkeypatch):
+    layout = ta.TileLayout((6, 6), 2, 1, (True, False))
+    arguments = [x.double().requires_grad_() for x in attention_inputs(layout, batch=2, prefix=2, heads=4, kv_heads=2)]
+
+    def grads():
+        out, lse = ta.cross_tile_attention(*arguments, layout, 1, num_prefix_tokens=2, return_lse=True)
+        return torch.autograd.grad(out.square().sum() + lse.sin().sum(), arguments)
+
+    expected = grads()
+    monkeypatch.setitem(attention.GATHER_BYTES, "cpu", 1)
+    for a, b in zip(grads(), expected, strict=True):
+        torch.testing.assert_close(a, b)

@@ -131,6 +131,7 @@ def cross_tile_attention(
             q64[t, :, :prefix], keys[:, :n_own], values[:, :n_own], bias[:, :n_own], scale
         )
         out[t, :, prefix:], lse[t, :, :, prefix:] = _softmax(q64[t, :, prefix:], keys, values, bias, scale)
+    lse = lse.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
     return out.to(q.dtype), lse if return_lse else lse.new_empty(0)
 
 
@@ -222,7 +223,7 @@ def group_norm_tiles(
     out = torch.zeros_like(x)
     groups = x.reshape(*x.shape[:2], num_groups, -1, *layout.tile)
     for t, index in enumerate(indices):
-        total, square, count = x.new_zeros(()), x.new_zeros(()), 0.0
+        counted: list[tuple[float, Tensor]] = []  # how much a position counts, and its channels by group
         for u, other in enumerate(indices):
             nearness = _nearness(axes, index, other, scope)
             for place in itertools.product(*(range(w) for w in layout.tile)):
@@ -230,12 +231,11 @@ def group_norm_tiles(
                 owned = all(a.deepest(p) == i for a, i, p in zip(axes, other, position, strict=True))
                 share = nearness * (1.0 if scope == "tile" or owned else 0.0)
                 if share:
-                    value = groups[_at((slice(None), *place), u)]
-                    total = total + share * value.sum(-1)
-                    square = square + share * (value**2).sum(-1)
-                    count += share * value.shape[-1]
-        mean = total / count
-        deviation = torch.sqrt(square / count - mean**2 + eps)
+                    counted.append((share, groups[_at((slice(None), *place), u)]))
+        count = sum(share * value.shape[-1] for share, value in counted)
+        mean = sum((share * value.sum(-1) for share, value in counted), x.new_zeros(())) / count
+        square = ((share * (value - mean[..., None]).square().sum(-1)) for share, value in counted)
+        deviation = torch.sqrt(sum(square, x.new_zeros(())) / count + eps)
         spread = (...,) + (None,) * (1 + len(layout.tile))
         out[t] = ((groups[t] - mean[spread]) / deviation[spread]).reshape(x[t].shape)
     channel = (slice(None),) + (None,) * len(layout.tile)

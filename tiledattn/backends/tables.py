@@ -52,11 +52,11 @@ def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTabl
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 @shared
-def class_table(plan: AttentionPlan, class_index: int, device: torch.device) -> Tensor:
-    """`AttentionPlan.class_table` on `device`, int64 [halo_length]."""
-    return torch.from_numpy(plan.class_table(class_index)).to(device)
+def group_members(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, ...]:
+    """The tiles of each of `AttentionPlan.groups` on `device`, int64."""
+    return tuple(torch.from_numpy(members).to(device) for _, members in plan.groups)
 
 
 @lru_cache(maxsize=256)
@@ -82,5 +82,6 @@ def custom_window_tables(
                 f"window[{number}]: weights are between {weights.min()} and {weights.max()}; "
                 "they must be positive and finite"
             )
-        tables.append(torch.tensor(normalize_axis(axis, weights), dtype=dtype, device=device))
+        table = normalize_axis(axis, weights / weights.max())
+        tables.append(torch.tensor(table, dtype=dtype, device=device))
     return tuple(tables)

@@ -140,8 +140,23 @@ def axis_owned(axis: Axis) -> NDArray[np.bool_]:
 
 
 @lru_cache(maxsize=256)
-def axis_distances(axis: Axis) -> NDArray[np.int64]:
-    """Distance in positions between the origins of each two tiles [tiles, tiles], the short way on a periodic axis."""
+def axis_nearness(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each tile the tiles near it, [tiles, K], and how near, [tiles, K]: max(0, 1 - distance / (2 * tile)).
+
+    The distance is that of the origins, the short way round on a periodic axis. Rows with fewer than K near tiles are
+    filled up with the tile itself and 0.
+    """
     origins = np.asarray(axis_origins(axis), dtype=np.int64)
-    apart = np.abs(origins[:, None] - origins[None, :])
-    return np.asarray(np.minimum(apart, axis.length - apart)) if axis.wrap else apart
+    rows = []
+    for index, origin in enumerate(origins):
+        apart = np.abs(origins - origin)
+        if axis.wrap:
+            apart = np.minimum(apart, axis.length - apart)
+        near = np.flatnonzero(apart < 2 * axis.tile)
+        rows.append((index, near, 1.0 - apart[near] / (2.0 * axis.tile)))
+    most = max(len(near) for _, near, _ in rows)
+    places = np.repeat(np.arange(len(origins), dtype=np.int64)[:, None], most, 1)
+    weights = np.zeros((len(origins), most))
+    for index, near, weight in rows:
+        places[index, : len(near)], weights[index, : len(near)] = near, weight
+    return places, weights

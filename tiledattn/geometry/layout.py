@@ -14,6 +14,8 @@ from .axis import Axis, axis_origins
 if TYPE_CHECKING:
     import os
 
+MAX_AXIS_TILES = 1 << 20
+
 Ints = int | Sequence[int]
 Bools = bool | Sequence[bool]
 
@@ -37,7 +39,8 @@ class TileLayout:
 
     Raises:
         TypeError: a value that is not an int (bool and float are refused) or not a bool for `wrap`.
-        ValueError: wrong number of axes, a size below 1, a tile larger than the canvas, an overlap not below the tile.
+        ValueError: wrong number of axes, a size below 1, a tile larger than the canvas, an overlap not below the tile,
+            or more than 2^20 tiles on an axis.
 
     Example:
         >>> layout = TileLayout(size=(512, 1024), tile=(128, 128), overlap=(0, 16), wrap=(False, True))
@@ -68,6 +71,11 @@ class TileLayout:
             if not 0 <= shared < width:
                 raise ValueError(
                     f"overlap: axis {axis} is {shared}; it must be between 0 and {width - 1} (tile is {width})"
+                )
+            if (length - width) // (width - shared) >= MAX_AXIS_TILES:
+                raise ValueError(
+                    f"tile: axis {axis} would have more than {MAX_AXIS_TILES:,} tiles (size {length}, tile {width}, "
+                    f"overlap {shared}); use larger tiles"
                 )
         set_field = object.__setattr__
         set_field(self, "size", sizes)
@@ -116,9 +124,10 @@ class TileLayout:
                 raise ValueError(f"factor: axis {axis} is {k}; it must be at least 1")
             for name, values in (("size", self.size), ("tile", self.tile), ("overlap", self.overlap)):
                 if values[axis] % k:
+                    below, above = values[axis] // k * k, (values[axis] // k + 1) * k
+                    works = f"the nearest that work are {below} and {above}" if below else f"the least is {above}"
                     raise ValueError(
-                        f"scaled({factor}): {name} on axis {axis} is {values[axis]}, which {k} does not divide; "
-                        f"the nearest that works are {values[axis] // k * k} and {(values[axis] // k + 1) * k}"
+                        f"scaled({factor}): {name} on axis {axis} is {values[axis]}, which {k} does not divide; {works}"
                     )
         return _layout(
             tuple(v // k for v, k in zip(self.size, factors, strict=True)),
@@ -167,7 +176,7 @@ def _layout_from_ints(values: tuple[int, ...]) -> TileLayout:
 def _int_tuple(name: str, value: Ints, axes: int | None) -> tuple[int, ...]:
     """`value` as one int per axis; `axes` None takes the number of axes from the value itself."""
     values = (value,) * (axes or 1) if isinstance(value, int) else value
-    if not isinstance(values, Sequence):
+    if not isinstance(values, Sequence) or isinstance(values, (bytes, bytearray)):
         raise TypeError(f"{name}: got {value!r}; expected an int or a tuple of ints, one per axis")
     for axis, item in enumerate(values):
         if isinstance(item, bool) or not isinstance(item, int):

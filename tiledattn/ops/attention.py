@@ -115,8 +115,11 @@ def cross_tile_attention(
     check_bool("return_lse", return_lse)
     if weight == 0.0:
         reach = (0,) * len(reach)
+    # a tensor, so that a weight that changes from step to step does not recompile a traced graph
+    step_weight = None if weight == 1.0 else torch.full((), weight, dtype=torch.float64)
+    ints = layout.as_ints()
     out, lse = library.cross_tile_attention(
-        q, k, v, prefix_mask, layout.as_ints(), list(reach), prefix, weight, factor, return_lse, check_name(backend)
+        q, k, v, prefix_mask, ints, list(reach), prefix, step_weight, factor, return_lse, check_name(backend)
     )
     return (out, lse) if return_lse else out
 

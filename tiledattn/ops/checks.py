@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -26,8 +25,9 @@ def check_tensor(name: str, value: object) -> Tensor:
         raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name}: dtype is {value.dtype}; expected float16, bfloat16, float32 or float64")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: layout is {value.layout}; expected a dense (strided) tensor")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name}: layout is {kind}; expected a dense (strided) tensor")
     return value
 
 
@@ -51,10 +51,8 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
     """`value` is a finite real number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected a number")
-    if isinstance(value, (int, float)) and not math.isfinite(value):
-        raise ValueError(f"{name}: got {value}; it must be finite")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: got {value}; it must be between {low:g} and {high:g}")
+    if not low <= value <= high:  # false for NaN, too
+        raise ValueError(f"{name}: got {value}; it must be a finite number between {low:g} and {high:g}")
     return float(value)
 
 

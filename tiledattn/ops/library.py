@@ -1,13 +1,13 @@
 """The registered operators: schemas, shapes for tracing, gradients. One registered boundary per public call.
 
-A layout crosses a schema as `TileLayout.as_ints()`. Forward operators go to the dispatcher; the backward ones run the
-PyTorch backend's mathematics once more under autograd and return its vector-Jacobian product.
+A layout crosses a schema as `TileLayout.as_ints()`. Forward operators go to the dispatcher; the backward ones are
+the PyTorch backend's. Linear operators are differentiable any number of times, the others once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def _attention_kwargs(
     layout: list[int],
     halo: list[int],
     prefix: int,
-    weight: float,
+    weight: Tensor | None,
     scale: float,
     lse: bool,
 ) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _attention_kwargs(
         "plan": _plan(tuple(layout), tuple(halo)),
         "num_prefix_tokens": prefix,
         "prefix_mask": mask,
-        "halo_weight": weight,
+        "halo_weight": 1.0 if weight is None else float(weight),
         "scale": scale,
         "return_lse": lse,
     }
@@ -67,7 +67,7 @@ def _attention(
     layout: list[int],
     halo: list[int],
     num_prefix_tokens: int,
-    halo_weight: float,
+    halo_weight: Tensor | None,
     scale: float,
     return_lse: bool,
     backend: str,
@@ -89,15 +89,22 @@ def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, *ctx.args = inputs
-    ctx.save_for_backward(q, k, v, mask)
+    q, k, v, mask, layout, halo, prefix, weight, *ctx.args = inputs
+    ctx.places = (layout, halo, prefix)
+    ctx.save_for_backward(q, k, v, mask, weight)
+
+
+def _first_derivative_only(op: str) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op}: second derivatives are not supported; call backward without create_graph=True")
 
 
 def _attention_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Grads:
-    q, k, v, mask = ctx.saved_tensors
+    _first_derivative_only("cross_tile_attention")
+    q, k, v, mask, weight = ctx.saved_tensors
     *args, _backend = ctx.args
     op = torch.ops.tiledattn.cross_tile_attention_backward
-    return (*op(grad_out, grad_lse, q, k, v, mask, *args), *(None,) * 8)
+    return (*op(grad_out, grad_lse, q, k, v, mask, *ctx.places, weight, *args), *(None,) * 8)
 
 
 def _attention_vjp(
@@ -110,32 +117,12 @@ def _attention_vjp(
     layout: list[int],
     halo: list[int],
     num_prefix_tokens: int,
-    halo_weight: float,
+    halo_weight: Tensor | None,
     scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kwargs = _attention_kwargs(prefix_mask, layout, halo, num_prefix_tokens, halo_weight, scale, return_lse)
-    gq, gk, gv = _vjp(
-        lambda a, b, c: pytorch.cross_tile_attention(a, b, c, **kwargs),
-        (q, k, v),
-        (grad_out, grad_lse) if return_lse else (grad_out,),
-    )
-    return gq, gk, gv
-
-
-def _vjp(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Gradients of `function` at `inputs` for the output gradients, contiguous."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        outputs = function(*leaves)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs[: len(grads)]
-        found = torch.autograd.grad(outputs, leaves, list(grads), allow_unused=True)
-    return tuple(
-        torch.zeros_like(x, memory_format=torch.contiguous_format) if g is None else g.contiguous()
-        for g, x in zip(found, leaves, strict=True)
-    )
+    return pytorch.cross_tile_attention_vjp(grad_out, grad_lse, q, k, v, **kwargs)
 
 
 def _extract(canvas: Tensor, layout: list[int], backend: str) -> Tensor:
@@ -186,10 +173,7 @@ def _pad_fake(tiles: Tensor, layout: list[int], pad: list[int], backend: str) ->
 
 
 def _pad_vjp(grad: Tensor, layout: list[int], pad: list[int]) -> Tensor:
-    shape = TileLayout.from_ints(layout)
-    like = grad.new_zeros((*grad.shape[:3], *shape.tile))
-    (found,) = _vjp(lambda x: pytorch.pad_tiles(x, layout=shape, pad=_pairs(pad)), (like,), (grad,))
-    return found
+    return pytorch.fold_rings(grad, layout=TileLayout.from_ints(layout), pad=_pairs(pad))
 
 
 def _norm(
@@ -232,14 +216,14 @@ def _norm_vjp(
     channels = tiles.shape[2]
     scale = tiles.new_ones(channels) if weight is None else weight
     shift = tiles.new_zeros(channels) if bias is None else bias
-    shape = TileLayout.from_ints(layout)
-    gx, gw, gb = _vjp(
-        lambda x, w, b: pytorch.group_norm_tiles(
-            x, layout=shape, num_groups=num_groups, weight=w, bias=b, eps=eps, scope=scope
-        ),
-        (tiles, scale, shift),
-        (grad,),
-    )
+    leaves = [x.detach().clone(memory_format=torch.contiguous_format) for x in (tiles, scale, shift)]
+    if tiles.numel() == 0:
+        return leaves[0], torch.zeros_like(scale), torch.zeros_like(shift)
+    with torch.enable_grad():
+        x, w, b = (leaf.requires_grad_() for leaf in leaves)
+        shape = TileLayout.from_ints(layout)
+        out = pytorch.group_norm_tiles(x, layout=shape, num_groups=num_groups, weight=w, bias=b, eps=eps, scope=scope)
+        gx, gw, gb = (g.contiguous() for g in torch.autograd.grad(out, (x, w, b), grad))
     return gx, gw, gb
 
 
@@ -249,35 +233,51 @@ def _norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _norm_backward(ctx: Any, grad: Tensor) -> Grads:
+    _first_derivative_only("group_norm_tiles")
     tiles, weight, bias = ctx.saved_tensors
     gx, gw, gb = torch.ops.tiledattn.group_norm_tiles_backward(grad, tiles, weight, bias, *ctx.args)
     return (gx, None if weight is None else gw, None if bias is None else gb, *(None,) * 5)
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keeps all but the data and the backend's name; a list of tensors (blend windows) is saved as tensors."""
-    tensors, *args = inputs[1:-1]
-    ctx.lists = not tensors or isinstance(tensors[0], Tensor)
-    ctx.save_for_backward(*(tensors if ctx.lists else ()))
-    ctx.args = args if ctx.lists else inputs[1:-1]
+    """Keeps all but the data; a list of tensors (blend windows) is saved as tensors."""
+    args = inputs[1:]
+    ctx.lists = isinstance(args[0], list) and (not args[0] or isinstance(args[0][0], Tensor))
+    ctx.save_for_backward(*(args[0] if ctx.lists else ()))
+    ctx.args = args[1:] if ctx.lists else args
 
 
-def _linear_backward(name: str) -> Callable[[Any, Tensor], tuple[Any, ...]]:
-    """The backward of a linear operator, which needs nothing of the data."""
+def _linear_backward(name: str, forward: bool) -> Callable[[Any, Tensor], tuple[Any, ...]]:
+    """The backward of a linear operator: its transpose; that of the transpose is the operator again."""
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        op = getattr(torch.ops.tiledattn, f"{name}_backward")
+        op = getattr(torch.ops.tiledattn, f"{name}_backward" if forward else name)
         windows = ([*ctx.saved_tensors],) if ctx.lists else ()
+        args = ctx.args[:-1] if forward else (*ctx.args, "auto")  # only the operator itself takes a backend
         nothing = tuple([None] * len(w) for w in windows)
-        return (op(grad, *windows, *ctx.args), *nothing, *(None,) * (len(ctx.args) + 1))
+        return (op(grad, *windows, *args), *nothing, *(None,) * len(ctx.args))
 
     return backward
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator computes in its inputs' precision; torch.autocast decided that one level up."""
+
+    @wraps(function)
+    def wrapper(first: Tensor, *args: Any) -> Any:
+        kind = first.device.type
+        if not torch.is_autocast_enabled(kind):
+            return function(first, *args)
+        with torch.autocast(kind, enabled=False):
+            return function(first, *args)
+
+    return wrapper
 
 
 def _define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> str:
     name = schema.partition("(")[0]
     _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    _LIB.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _LIB.impl(name, _without_autocast(function), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"tiledattn::{name}", fake, lib=_LIB)
     return f"tiledattn::{name}"
 
@@ -299,7 +299,7 @@ def _norm_vjp_fake(grad: Tensor, tiles: Tensor, *rest: Any) -> tuple[Tensor, Ten
 
 _ATTENTION_ARGS = (
     "Tensor q, Tensor k, Tensor v, Tensor? prefix_mask, int[] layout, int[] halo, int num_prefix_tokens, "
-    "float halo_weight, float scale, bool return_lse"
+    "Tensor? halo_weight, float scale, bool return_lse"
 )
 _NORM_ARGS = "Tensor tiles, Tensor? weight, Tensor? bias, int[] layout, int num_groups, float eps, str scope"
 
@@ -340,8 +340,10 @@ def _register() -> None:
     )
     for name, data, args, function, fake, vjp in linear:
         op = _define(f"{name}({data}, {args}, str backend) -> Tensor", function, fake)
-        _define(f"{name}_backward(Tensor grad, {args}) -> Tensor", vjp, _linear_fake(name))
-        torch.library.register_autograd(op, _linear_backward(name), setup_context=_linear_setup, lib=_LIB)
+        transpose = _define(f"{name}_backward(Tensor grad, {args}) -> Tensor", vjp, _linear_fake(name))
+        register = torch.library.register_autograd
+        register(op, _linear_backward(name, True), setup_context=_linear_setup, lib=_LIB)
+        register(transpose, _linear_backward(name, False), setup_context=_linear_setup, lib=_LIB)
 
 
 def _linear_fake(name: str) -> Callable[..., Tensor]:

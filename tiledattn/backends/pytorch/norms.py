@@ -1,0 +1,115 @@
+"""Group normalisation whose statistics reach beyond a tile: each tile's moments, merged over the scope."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...geometry import TileLayout
+from ...geometry.axis import axis_nearness, axis_owned
+from ..tables import shared
+
+
+def group_norm_tiles(
+    tiles: Tensor,
+    *,
+    layout: TileLayout,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scope: str,
+) -> Tensor:
+    """Group normalisation with statistics over "tile", "neighbours" or "canvas", in float32 or float64."""
+    if scope == "tile" or tiles.numel() == 0:
+        batch = tiles.contiguous().flatten(0, 1)
+        return torch.group_norm(batch, num_groups, weight, bias, eps).view(tiles.shape)
+    count, batch_size, channels = tiles.shape[:3]
+    x = tiles.to(torch.float64 if tiles.dtype == torch.float64 else torch.float32)
+    mean, var = _tile_moments(x.reshape(count, batch_size, num_groups, -1), layout)
+    mean, var = _merge_moments(mean, var, layout, scope)
+    per_group = torch.rsqrt(var + eps)
+    per_channel = (-1, batch_size, num_groups, channels // num_groups)
+    factor = per_group[..., None].expand(per_channel).reshape(-1, batch_size, channels)
+    shift = (-mean * per_group)[..., None].expand(per_channel).reshape(-1, batch_size, channels)
+    if weight is not None:
+        factor, shift = factor * weight, shift * weight
+    if bias is not None:
+        shift = shift + bias
+    spread = (...,) + (None,) * len(layout.tile)
+    return torch.addcmul(shift[spread], x, factor[spread]).to(tiles.dtype).contiguous()
+
+
+@lru_cache(maxsize=256)
+def _owns_all(layout: TileLayout) -> bool:
+    """Whether every tile owns all its positions, as without overlap."""
+    return all(bool(axis_owned(axis).all()) for axis in layout.axes)
+
+
+def _tile_moments(x: Tensor, layout: TileLayout) -> tuple[Tensor, Tensor]:
+    """Mean and variance [T, B, G] of each tile's owned positions; x is [T, B, G, ...]."""
+    if _owns_all(layout):
+        var, mean = torch.var_mean(x, dim=-1, correction=0)
+        return mean, var
+    x = x.reshape(*x.shape[:3], -1, layout.tile_positions)
+    mask = _owned_positions(layout, x.device).to(x.dtype)[:, None, None, None, :]
+    total = (mask.sum((-1, -2)) * x.shape[3]).clamp(min=1)
+    mean = (x * mask).sum((-1, -2)) / total
+    var = ((x - mean[..., None, None]).square() * mask).sum((-1, -2)) / total
+    return mean, var
+
+
+@lru_cache(maxsize=64)
+@shared
+def _owned_positions(layout: TileLayout, device: torch.device) -> Tensor:
+    """Bool [T, N]: the positions of each tile that it owns."""
+    owned = np.ones((1, 1), dtype=np.bool_)
+    for axis in layout.axes:
+        table = axis_owned(axis)
+        owned = owned[:, None, :, None] & table[None, :, None, :]
+        owned = owned.reshape(owned.shape[0] * owned.shape[1], -1)
+    return torch.from_numpy(owned).to(device)
+
+
+def _merge_moments(mean: Tensor, var: Tensor, layout: TileLayout, scope: str) -> tuple[Tensor, Tensor]:
+    """Moments over the scope, [T or 1, B, G], from each tile's.
+
+    Both scopes are products over the axes, so one axis is summed after the other. A common centre is taken out first:
+    squares of large means would cancel.
+    """
+    centre = mean.mean(0, keepdim=True)
+    apart = mean - centre
+    moments = torch.stack([torch.ones_like(apart), apart, var + apart.square()], -1)
+    moments = moments.reshape(*layout.grid, *moments.shape[1:])
+    for d in range(len(layout.grid)):
+        tables = _axis_shares(layout, d, scope, mean.device, mean.dtype)
+        moments = _sum_axis(moments, d, *tables)
+    total, first, second = moments.flatten(0, len(layout.grid) - 1).unbind(-1)
+    merged = first / total
+    return centre + merged, (second / total - merged.square()).clamp(min=0)
+
+
+def _sum_axis(x: Tensor, d: int, places: Tensor, shares: Tensor) -> Tensor:
+    """Along dim d: entry i becomes the sum over k of shares[i, k] * x[places[i, k]]."""
+    picked = x.index_select(d, places.flatten())
+    picked = picked.view(*x.shape[:d], *places.shape, *x.shape[d + 1 :])
+    return (picked * shares.view(*shares.shape, *(1,) * (picked.ndim - d - 2))).sum(d + 1)
+
+
+@lru_cache(maxsize=256)
+@shared
+def _axis_shares(
+    layout: TileLayout, d: int, scope: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Along axis d: which tiles count [n or 1, K] and for how much: nearness times the positions they own."""
+    axis = layout.axes[d]
+    owned = axis_owned(axis).sum(1)
+    if scope == "canvas":
+        places, near = np.arange(len(owned))[None], np.ones((1, len(owned)))
+    else:
+        places, near = axis_nearness(axis)
+    shares = near * owned[places] / axis.length
+    return torch.from_numpy(places).to(device), torch.from_numpy(shares).to(device=device, dtype=dtype)
