@@ -16,7 +16,7 @@ import typer
 from ..files import whole_file
 from .command import DebugOption, command
 from .methods import METHODS, PROMPTS, Method, Painted
-from .pipelines import load_pipeline, paint, progress_bar, save_picture
+from .pipelines import cpu_threads, load_pipeline, paint, progress_bar, save_picture
 
 
 @command
@@ -35,6 +35,9 @@ def demo(
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.0,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads; models as small as the shipped one are quickest on one.")
+    ] = 1,
     debug: DebugOption = False,
 ) -> None:
     """Paint wrapped panorama strips three ways from one seed, and measure their seams.
@@ -51,7 +54,7 @@ def demo(
     pipe = load_pipeline(model, device, dtype)
     prompts = PROMPTS if not prompt else {_short(text): text for text in prompt}
     settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    with progress_bar() as bar:
+    with cpu_threads(threads), progress_bar() as bar:
         task = bar.add_task("painting", total=steps * len(METHODS) * len(prompts))
 
         def advance(method: Method, name: str) -> None:

@@ -46,7 +46,7 @@ METHODS = (
     Method("alone", "tiles alone"),
     Method("blend25", "blended, 25% overlap", overlap=4),
     Method("blend50", "blended, 50% overlap", overlap=2),
-    Method("coupled", "coupled, no overlap", halo=2, conv_halo=True, norm="canvas"),
+    Method("coupled", "coupled, no overlap", halo=8, conv_halo=True, norm="canvas"),
 )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,23 @@ def progress_bar() -> Any:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Lets torch use `count` CPU threads inside.
+
+    On tensors this small the threads spend most of their time waiting for one another, and on a busy machine nearly
+    all of it.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
