@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from backends.triton.kernel_memory import address_space, amid_nan
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support import assert_within_budget, layouts, poison
@@ -65,7 +66,8 @@ def plain_blend(tiles, layout, weights):
 
 
 def check_blend(tiles, layout, weights, **options):
-    found = blend_tiles_fwd(tiles.to(DEVICE), layout, tuple(w.to(DEVICE) for w in weights), **options).cpu()
+    hemmed = tuple(amid_nan(w.to(DEVICE)) for w in weights)
+    found = blend_tiles_fwd(amid_nan(tiles.to(DEVICE)), layout, hemmed, **options).cpu()
     exact = reference.blend_tiles(tiles.double(), layout=layout, weights=tuple(w.double() for w in weights))
     assert found.is_contiguous()
     assert found.dtype == tiles.dtype
@@ -112,7 +114,7 @@ def test_blending_what_was_extracted_gives_the_canvas_back(layout):
 def test_pad(layout, pad, dtype):
     pads = ((0, 1),) * (len(layout.size) - 1) + (pad,)
     tiles = random((layout.num_tiles, 1, 5, *layout.tile), dtype)
-    found = pad_tiles_fwd(tiles.to(DEVICE), layout, pads, wide_offsets=dtype == torch.float32).cpu()
+    found = pad_tiles_fwd(amid_nan(tiles.to(DEVICE)), layout, pads, wide_offsets=dtype == torch.float32).cpu()
     assert torch.equal(found, reference.pad_tiles(tiles, layout=layout, pad=pads))
 
 
@@ -159,6 +161,22 @@ def test_results_do_not_depend_on_strides():
         backend.extract_tiles(one.expand(2, 3, -1, -1), layout=layout),
         backend.extract_tiles(one.repeat(2, 3, 1, 1), layout=layout),
     )
+
+
+def test_entries_further_apart_than_32_bit_offsets():
+    layout = ta.TileLayout((4, 8), (4, 4), 0, (False, True))
+    gap = 2**31 + 64
+    memory = address_space(gap + 1000, DEVICE)
+    weights = window_tables(layout, "hann", DEVICE, torch.float32)
+    tiles = memory.as_strided((2, 1, 3, 4, 4), (gap, 0, 20, 5, 1)).copy_(random((2, 1, 3, 4, 4), torch.float16))
+    near = tiles.contiguous()
+    blended = backend.blend_tiles(tiles, layout=layout, weights=weights)
+    assert torch.equal(blended, backend.blend_tiles(near, layout=layout, weights=weights))
+    padded = backend.pad_tiles(tiles, layout=layout, pad=((1, 1), (2, 1)))
+    assert torch.equal(padded, backend.pad_tiles(near, layout=layout, pad=((1, 1), (2, 1))))
+    canvas = memory.as_strided((2, 3, 4, 8), (gap, 40, 9, 1)).copy_(random((2, 3, 4, 8), torch.float16))
+    cut = backend.extract_tiles(canvas, layout=layout)
+    assert torch.equal(cut, backend.extract_tiles(canvas.contiguous(), layout=layout))
 
 
 def test_many_programs_a_tile():

@@ -64,6 +64,7 @@ def attention(arch, dtype, head_dim, halo=True, bias=False, mask=False, wide=Fal
         "UNIT": 16 // size,
         "WIDE": wide,
         "PRECISION": "tf32" if tf32 else "ieee",
+        "STAGES": stages,
     }
     absent = [*([] if mask else ["mask_ptr"]), *([] if bias else ["bias_ptr"])]
     absent += [] if halo else ["class_ptr", "starts_ptr", "index_ptr"]

@@ -95,6 +95,7 @@ def cross_tile_attention_fwd(
             UNIT=unit,
             WIDE=wide,
             PRECISION="tf32" if kind == "tf32" else "ieee",
+            STAGES=config.num_stages,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )  # fmt: skip

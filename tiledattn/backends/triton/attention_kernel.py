@@ -154,11 +154,13 @@ def _attend_halo(
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The `count` tokens that the index names: clean blocks and a last partial one."""
     columns = tl.arange(0, BLOCK_N)
     full = count // BLOCK_N * BLOCK_N
-    for start in range(0, full, BLOCK_N):
+    # half of the stages go to the index that the loads depend on
+    for start in tl.range(0, full, BLOCK_N, num_stages=2 * STAGES - 1):
         entries = tl.load(index_ptr + start + columns)
         tile, token = _locate(entries, t, N, P, magic, digits, WIDE)
         k = _load_rows(k_head, tile * k_stride_t + token * k_stride_s, None, D, BLOCK_D, UNIT)
@@ -226,6 +228,7 @@ def cross_tile_attention_fwd_kernel(
     UNIT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,  # as num_stages
 ):
     """A program serves BLOCK_M query rows of one tile, batch entry and head."""
     pid = tl.program_id(0)
@@ -266,7 +269,7 @@ def cross_tile_attention_fwd_kernel(
         acc, total, peak = _attend_halo(
             acc, total, peak, q, k_head, v_head, index_ptr + first, bias_ptr, count, lanes >= P - first_row,
             k_stride_t, k_stride_s, v_stride_t, v_stride_s, t, S - P, P, magic, digits, scale, shift,
-            D, BLOCK_D, BLOCK_N, UNIT, WIDE, PRECISION,
+            D, BLOCK_D, BLOCK_N, UNIT, WIDE, PRECISION, STAGES,
         )  # fmt: skip
 
     # a row without keys: zeros and lse = -inf
