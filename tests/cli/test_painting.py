@@ -211,3 +211,15 @@ def test_the_report_tells_planted_seams_from_none(step, seamless):
     assert math.isnan(row.disagreement)
     assert (row.tiles, row.computed, row.seconds) == (6, 1.0, 0.5)
     assert row.seam_contrast.count == 18
+
+
+def test_cpu_threads_are_put_back_after_an_error():
+    before = torch.get_num_threads()
+
+    def fail():
+        with pipelines.cpu_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise KeyError
+
+    pytest.raises(KeyError, fail)
+    assert torch.get_num_threads() == before

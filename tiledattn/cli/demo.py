@@ -42,8 +42,9 @@ def demo(
 ) -> None:
     """Paint wrapped panorama strips three ways from one seed, and measure their seams.
 
-    Tiles alone; tiles blended over an overlap of 25% and 50%, as MultiDiffusion does; and coupled tiles without
-    overlap. Writes every picture, a comparison sheet and the figures; prints a table.
+    Tiles alone; tiles blended over 25% and 50% overlap, as MultiDiffusion does; coupled tiles without overlap.
+
+    Writes every picture, a comparison sheet and the figures; prints a table.
 
     [dim]Example: tiledattn demo --out build/demo[/dim]
     """
