@@ -185,7 +185,9 @@ def test_halo_weights(weight):
 
 @pytest.mark.parametrize("scale", [-30.0, -0.4, 0.0, 3.0])
 def test_scales(scale):
-    layout = ta.TileLayout(34, 17)
+    layout = ta.TileLayout(70, 35)
+    q, k, v = attention_inputs(layout, heads=1, dim=16)
+    check(q, k, v, plan_of(layout, 20), scale=scale, config=SMALL)
     q, k, v = attention_inputs(layout, prefix=2, heads=1, dim=16)
     mask = torch.tensor([True, False]).expand(2, 1, 2)
     check(q, k, v, plan_of(layout, 5), prefix=2, mask=mask, scale=scale, config=SMALL)
