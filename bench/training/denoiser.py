@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -35,29 +35,33 @@ class Denoiser(nn.Module):
         )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Velocity prediction with zero terminal signal: dark and bright materials start from the same noise."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-    )
+_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    # Without a trace of signal at the end, dark and bright materials start from the same noise.
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+
+
+def training_scheduler() -> DDIMScheduler:
+    """The noise that training adds and the velocity it asks for."""
+    return DDIMScheduler(clip_sample=False, **_NOISE)
+
+
+def sampling_scheduler() -> DPMSolverMultistepScheduler:
+    """A deterministic second-order solver: its 20 steps have the contrast of 40 first-order ones."""
+    return DPMSolverMultistepScheduler(**_NOISE)
 
 
 class StepLoss:
     """Error of the predicted velocity on random windows of the latents, with a random phrasing as prompt."""
 
-    def __init__(
-        self, model: Denoiser, tokenizer: CLIPTokenizer, bank: list[list[torch.Tensor]], batch: int
-    ) -> None:
+    def __init__(self, model: Denoiser, tokenizer: CLIPTokenizer, bank: list[list[torch.Tensor]], batch: int) -> None:
         self.model, self.bank, self.batch = model, bank, batch
-        self.scheduler = build_scheduler()
+        self.scheduler = training_scheduler()
         self.empty = self._tokens(tokenizer, [""])
         self.prompts = [self._tokens(tokenizer, list(material.prompts)) for material in photos.MATERIALS]
 

@@ -31,14 +31,8 @@ class Loop:
     def __init__(
         self, name: str, model: nn.Module, path: Path, *, steps: int, lr: float, decay: float, seed: int
     ) -> None:
-        self.name, self.model, self.path, self.steps, self.lr, self.decay = (
-            name,
-            model,
-            path,
-            steps,
-            lr,
-            decay,
-        )
+        self.name, self.model, self.path = name, model, path
+        self.steps, self.lr, self.decay = steps, lr, decay
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
         self.generator = torch.Generator().manual_seed(seed)
@@ -72,9 +66,7 @@ class Loop:
 
     def _rate(self) -> float:
         warm = min(1.0, (self.step + 1) / 200)
-        return (
-            self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps))))
-        )
+        return self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps))))
 
     def _advance(self, step_loss: StepLoss) -> None:
         for group in self.optimizer.param_groups:
