@@ -221,5 +221,6 @@ def test_cpu_threads_are_put_back_after_an_error():
             assert torch.get_num_threads() == before + 1
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert torch.get_num_threads() == before

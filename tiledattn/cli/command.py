@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
-SHIPPED_MODEL = "textures_unet"
+SHIPPED_MODEL, SHIPPED_GUIDANCE = "textures_unet", 1.5
 
 
 class UsageError(ValueError):

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from ..files import whole_file
-from .command import DebugOption, command
+from .command import SHIPPED_GUIDANCE, DebugOption, command
 from .methods import METHODS, PROMPTS, Method, Painted
 from .pipelines import cpu_threads, load_pipeline, paint, progress_bar, save_picture
 
@@ -32,7 +32,7 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt and method, for the intervals.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; it is the one that is saved.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = SHIPPED_GUIDANCE,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .command import DebugOption, bad_usage, command, parse_extent, parse_halo, parse_size, parse_wrap, read
+from .command import (
+    SHIPPED_GUIDANCE,
+    DebugOption,
+    bad_usage,
+    command,
+    parse_extent,
+    parse_halo,
+    parse_size,
+    parse_wrap,
+    read,
+)
 from .pipelines import check_picture_path, load_pipeline, paint, progress_bar, save_picture
 
 
@@ -35,7 +45,7 @@ def generate(
     backend: Annotated[str, typer.Option(help="Backend of the operations; see tiledattn doctor.")] = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default 2 or the pipeline's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default 1.5 or the pipeline's.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("tiledattn.png"),
@@ -94,7 +104,7 @@ def _paint_one(
         handle = enable_tiling(pipe, **options)
     arguments: dict[str, Any] = {"negative_prompt": negative_prompt}
     if guidance is not None or shipped:
-        arguments["guidance_scale"] = 2.0 if guidance is None else guidance
+        arguments["guidance_scale"] = SHIPPED_GUIDANCE if guidance is None else guidance
     with handle, progress_bar() as bar:
         pixels = handle.options.pixels
         native = [length * pixels for length in handle.options.tile]
