@@ -52,6 +52,9 @@ def _owns_all(layout: TileLayout) -> bool:
 def _tile_moments(x: Tensor, layout: TileLayout) -> tuple[Tensor, Tensor]:
     """Mean and variance [T, B, G] of each tile's owned positions; x is [T, B, G, ...]."""
     if _owns_all(layout):
+        if x.device.type == "cpu":  # where var_mean goes number by number, 20 times as slow as two vectorised passes
+            mean = x.mean(-1, keepdim=True)
+            return mean.squeeze(-1), (x - mean).square().mean(-1)
         var, mean = torch.var_mean(x, dim=-1, correction=0)
         return mean, var
     x = x.reshape(*x.shape[:3], -1, layout.tile_positions)
