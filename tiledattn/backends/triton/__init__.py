@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +33,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-@lru_cache(maxsize=1)
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
 def _package_reason() -> str | None:
     """Why the installed package will not do; imports it."""
     try:
@@ -48,7 +53,7 @@ def _package_reason() -> str | None:
 
 def probe() -> str | None:
     """None where the kernels can run on this machine, else the reason why not."""
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed():
         return "the triton package is not installed"
     if not (interpreted() or torch.cuda.is_available() or torch.xpu.is_available()):
         return "no CUDA, ROCm or XPU device"
