@@ -40,7 +40,7 @@ class AttentionTables(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # int32 [starts[-1]]; hides tuple.index, which nobody calls
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)
 @shared
 def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTables:
     """The plan's tables on `device`."""
@@ -52,7 +52,7 @@ def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTabl
     )
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)
 @shared
 def group_members(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, ...]:
     """The tiles of each of `AttentionPlan.groups` on `device`, int64."""

@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 triton = pytest.importorskip("triton")
 # Triton 3.6 turns arrays of one element into ints, which NumPy no longer does: its interpreter has no dynamic loops
 OLD_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
-CASES = ["cases_attention.py", "cases_tiles.py"]
+# case file: how many cases it has at least
+CASES = {"cases_attention.py": 60, "cases_tiles.py": 40, "cases_laws.py": 5}
 
 
 def run_cases(file, **environment):
@@ -37,7 +38,7 @@ def run_cases(file, **environment):
 def test_in_the_interpreter(file):
     status, passed, output = run_cases(HERE / file, TRITON_INTERPRET="1")
     assert status == 0, output
-    assert passed >= 40
+    assert passed >= CASES[file]
 
 
 @pytest.mark.gpu
@@ -47,7 +48,7 @@ def test_in_the_interpreter(file):
 def test_on_the_gpu(file):
     status, passed, output = run_cases(HERE / file, TRITON_INTERPRET="0")
     assert status == 0, output
-    assert passed >= 40
+    assert passed >= CASES[file]
 
 
 def test_a_failing_case_is_noticed(tmp_path):
