@@ -70,6 +70,13 @@ def test_control_lines_share_the_phase_and_keep_their_distance():
         control_lines(ROW, 1, 32, period=32)
 
 
+def test_cells_of_one_position_are_the_layouts_fault():
+    for period in (1, 2):
+        with pytest.raises(ValueError, match=r"layout: .* has cells of one position on axis 1"):
+            control_lines(TileLayout((4, 8), (4, 1)), 1, 1, period)
+    assert control_lines(TileLayout((4, 8), (4, 2)), 1, 2) == (1, 3, 5, 7)
+
+
 @pytest.mark.parametrize("step", [0.0, 0.01, 0.2])
 def test_seam_contrast_of_a_planted_step_follows_the_formula(step):
     assert seam_contrast(ramp(ROW, 0.01, step), ROW) == pytest.approx((0.01 + step) / 0.01, abs=1e-5)
@@ -253,6 +260,19 @@ def test_ratio_interval_pools_within_groups_and_averages_over_them():
     assert math.isnan(ratio_interval([1, 2], [1, 1], groups=[0, 1]).low)
 
 
+def test_a_group_of_one_picture_leaves_the_bounds_open():
+    found = ratio_interval([1, 2, 3], [1, 1, 1], groups=[0, 0, 1])
+    assert found.value == pytest.approx(math.sqrt(1.5 * 3))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_an_interval_too_wide_for_a_float_is_infinite():
+    found = ratio_interval([0, 1], [1, 0], confidence=0.99)
+    assert (found.value, found.low, found.high) == (pytest.approx(1.0), pytest.approx(0.0), math.inf)
+    assert 1e300 in found
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -275,6 +295,17 @@ def test_ratio_interval_pools_within_groups_and_averages_over_them():
         (lambda: interval([]), ValueError, "values: got none"),
         (lambda: interval([1.0], confidence=1.0), ValueError, "confidence: got 1.0"),
         (lambda: interval(["a"]), TypeError, "values: got dtype"),
+        (lambda: interval([[1.0], [1.0, 2.0]]), ValueError, "values: got rows"),
+        (lambda: interval([1, 2], confidence="a"), TypeError, "confidence: got 'a'"),
+        (lambda: interval([1, 2], confidence=math.nan), ValueError, "confidence: got nan"),
+        (lambda: ratio_interval([1, 2], [1, 1], confidence=None), TypeError, "confidence: got None"),
+        (lambda: ratio_interval([1, 2], [1, 1], groups=[math.nan, math.nan]), ValueError, "groups: got a label"),
+        (lambda: ratio_interval([1, 2], [1, 1], np.array(["a", 1], object)), TypeError, "groups: got labels"),
+        (lambda: seam_contrast(np.zeros((2, 0, 16, 128)), ROW), ValueError, r"pictures: got shape \(2, 0, 16"),
+        (lambda: tone_step(np.zeros((0, 3, 16, 128)), ROW), ValueError, r"pictures: got shape \(0, 3, 16"),
+        (lambda: overlap_disagreement(np.zeros((4, 0, 4, 16, 32)), ROW), ValueError, r"tiles: got shape \(4, 0"),
+        (lambda: wrap_score(np.zeros((3, 4, 0))), ValueError, r"pictures: got shape \(3, 4, 0\)"),
+        (lambda: wrap_score(np.zeros((3, 4, 1))), ValueError, "axis: got -1"),
         (lambda: ratio_interval([1.0], [1.0, 2.0]), ValueError, "got 1, 2 and 1 values"),
         (lambda: ratio_interval([-1.0], [1.0]), ValueError, "negative"),
     ],

@@ -17,7 +17,10 @@ FLOOR = 1e-9
 
 def finite(name: str, values: Any) -> Floats:
     """`values` as float64; errors name the argument."""
-    data = np.asarray(values)
+    try:
+        data = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: got rows of different lengths; expected an array") from error
     if data.dtype.kind not in "iuf":
         raise TypeError(f"{name}: got dtype {data.dtype}; expected real numbers")
     data = data.astype(np.float64)
@@ -38,6 +41,12 @@ def numbers(name: str, values: Any) -> Floats:
     return finite(name, values)
 
 
+def check_filled(name: str, data: Floats) -> None:
+    """Raises ValueError for an array without values."""
+    if data.size == 0:
+        raise ValueError(f"{name}: got shape {data.shape}, which holds no values; every length must be at least 1")
+
+
 def pictures_of(pictures: Any, layout: TileLayout) -> Floats:
     """Pictures ``[..., C, *size]`` as float64, checked against their layout."""
     if not isinstance(layout, TileLayout):
@@ -47,6 +56,7 @@ def pictures_of(pictures: Any, layout: TileLayout) -> Floats:
     if data.ndim < 1 + axes or data.shape[-axes:] != layout.size:
         expected = ", ".join(map(str, layout.size))
         raise ValueError(f"pictures: got shape {data.shape}; expected [..., C, {expected}] for {layout}")
+    check_filled("pictures", data)
     return data
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .arrays import finite, log_ratio
 
@@ -15,8 +17,8 @@ from .arrays import finite, log_ratio
 class Interval:
     """An estimate and its confidence interval: `low` <= true value <= `high` with probability `confidence`.
 
-    `low` and `high` are NaN where there are too few values to estimate the spread from. `x in interval` tests
-    whether x lies within, ends included.
+    `low` and `high` are NaN where there are too few values to estimate the spread from; `high` is infinite where the
+    values leave it open. `x in interval` tests whether x lies within, ends included.
     """
 
     value: float
@@ -38,7 +40,7 @@ def interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Mean of independent values (one per seed, say) with Student's t-interval: mean +- t * s / sqrt(n).
 
     Raises:
-        TypeError: values that are not real numbers.
+        TypeError: values or a confidence that are not real numbers.
         ValueError: no value, a value that is not finite, or a confidence outside (0, 1).
     """
     data = finite("values", values).ravel()
@@ -61,21 +63,23 @@ def ratio_interval(
     Per group (one per prompt, say; default all in one) the ratio is sum(numerators) / sum(denominators),
     which, unlike a mean of ratios, is not pulled up by a picture with a small denominator. The value is the
     geometric mean over groups. The interval is Student's on the logarithm, its variance by the jackknife that
-    leaves out one picture at a time within its group, with (pictures - groups) degrees of freedom.
+    leaves out one picture at a time within its group, with (pictures - groups) degrees of freedom. A group of one
+    picture tells nothing about its spread: the bounds are then NaN.
 
     Args:
         numerators: one per picture, e.g. the first result of `seam_gradients`.
         denominators: one per picture, e.g. the second.
-        groups: one label per picture.
+        groups: one label per picture; numbers (not NaN) or strings.
         confidence: probability that the interval holds the true value.
 
     Raises:
-        TypeError: values that are not real numbers.
-        ValueError: different numbers of values, none, negative or not finite ones, or a bad confidence.
+        TypeError: values or a confidence that are not real numbers, labels of different types.
+        ValueError: different numbers of values, none, negative or not finite ones, NaN labels, or a bad confidence.
     """
     top, bottom = finite("numerators", numerators).ravel(), finite("denominators", denominators).ravel()
     _check_confidence(confidence)
     labels = np.zeros(top.size, dtype=np.int64) if groups is None else np.asarray(groups).ravel()
+    names = _names(labels)
     if not top.size == bottom.size == labels.size or top.size == 0:
         raise ValueError(
             f"numerators, denominators, groups: got {top.size}, {bottom.size} and {labels.size} values; "
@@ -83,17 +87,18 @@ def ratio_interval(
         )
     if (top < 0).any() or (bottom < 0).any():
         raise ValueError("numerators, denominators: got negative values; means of |difference| are at least 0")
-    logs, variance, names = [], 0.0, np.unique(labels)
+    logs, variance = [], 0.0
     for name in names:
         a, b = top[labels == name], bottom[labels == name]
         logs.append(log_ratio(a.sum(), b.sum()))
         left_out = log_ratio(a.sum() - a, b.sum() - b)
-        variance += (a.size - 1) / a.size * float(((left_out - left_out.mean()) ** 2).sum())
-    freedom = top.size - names.size
-    spread = math.sqrt(variance) / names.size if freedom > 0 else math.nan
-    reach, centre = student_t(confidence, freedom) * spread, float(np.mean(logs))
-    low, high = math.exp(centre - reach), math.exp(centre + reach)
-    return Interval(math.exp(centre), low, high, int(top.size), confidence)
+        share = (a.size - 1) / a.size if a.size > 1 else math.nan
+        variance += share * float(((left_out - left_out.mean()) ** 2).sum())
+    spread, centre = math.sqrt(variance) / names.size, float(np.mean(logs))
+    reach = student_t(confidence, top.size - names.size) * spread
+    with np.errstate(over="ignore"):
+        value, low, high = np.exp([centre, centre - reach, centre + reach]).tolist()
+    return Interval(value, low, high, int(top.size), confidence)
 
 
 def student_t(confidence: float, freedom: int) -> float:
@@ -122,6 +127,19 @@ def _coverage(t: float, freedom: int) -> float:
     return (angle + total) * 2 / math.pi if odd else total
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
+def _names(labels: NDArray[Any]) -> NDArray[Any]:
+    """The different labels of the groups."""
+    try:
+        names = np.unique(labels)
+    except TypeError as error:
+        raise TypeError("groups: got labels of different types; expected all numbers or all strings") from error
+    if (names != names).any():
+        raise ValueError("groups: got a label that is NaN, which is equal to no other")
+    return names
+
+
+def _check_confidence(confidence: object) -> None:
+    if isinstance(confidence, bool) or not isinstance(confidence, Real):
+        raise TypeError(f"confidence: got {confidence!r} ({type(confidence).__name__}); expected a number")
+    if not 0 < float(confidence) < 1:
         raise ValueError(f"confidence: got {confidence!r}; expected a number between 0 and 1")

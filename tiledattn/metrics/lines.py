@@ -57,12 +57,15 @@ def control_lines(layout: TileLayout, axis: int, line: int, period: int = 1, whe
         where: as in `seam_lines`.
 
     Raises:
-        ValueError: a period below 1, or one so long that no line is left.
+        ValueError: a period below 1 or so long that no line is left, or cells of one position only.
     """
     check_period(period)
     index = axis_of(layout, axis)
     length, periodic = layout.size[index], layout.wrap[index]
-    clearance = max(1, min(cell_lengths(layout, index, where)) // 4)
+    cells = cell_lengths(layout, index, where)
+    if max(cells) < 2:
+        raise ValueError(f"layout: {layout} has cells of one position on axis {index}; no line lies inside them")
+    clearance = max(1, min(cells) // 4)
     barriers = seam_lines(layout, index, where)
     if not periodic:
         barriers = (0, *barriers, length)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..geometry import TileLayout
 from ..geometry.axis import Axis, axis_origins
-from .arrays import numbers
+from .arrays import check_filled, numbers
 
 
 def overlap_disagreement(tiles: Any, layout: TileLayout) -> float:
@@ -30,7 +30,7 @@ def overlap_disagreement(tiles: Any, layout: TileLayout) -> float:
 
     Raises:
         TypeError: tiles that are not an array or tensor of real numbers.
-        ValueError: a shape other than the layout's, or values that are not finite.
+        ValueError: a shape other than the layout's, no values, or values that are not finite.
     """
     if not isinstance(layout, TileLayout):
         raise TypeError(f"layout: got {type(layout).__name__}; expected a TileLayout")
@@ -39,6 +39,7 @@ def overlap_disagreement(tiles: Any, layout: TileLayout) -> float:
     if data.ndim != 3 + axes or data.shape[0] != layout.num_tiles or data.shape[3:] != layout.tile:
         expected = ", ".join(map(str, (layout.num_tiles, "B", "C", *layout.tile)))
         raise ValueError(f"tiles: got shape {data.shape}; expected [{expected}] for {layout}")
+    check_filled("tiles", data)
     grid = data.reshape(*layout.grid, *data.shape[1:])
     total, count = 0.0, 0
     for index, line in enumerate(layout.axes):

@@ -36,8 +36,8 @@ def seam_gradients(
 
     Raises:
         TypeError: pictures that are not an array or tensor of real numbers.
-        ValueError: a shape that does not end in the layout's size, values that are not finite, or no seam at
-            all.
+        ValueError: a shape that does not end in the layout's size, no values or values that are not finite, no seam
+            at all, or no control line.
     """
     check_period(period)
     data = pictures_of(pictures, layout)
@@ -94,14 +94,16 @@ def wrap_gradients(
 
     Raises:
         TypeError: as `seam_gradients`.
-        ValueError: as `seam_gradients`, and an axis that the pictures don't have.
+        ValueError: as `seam_gradients`, and an axis that the pictures don't have or that is one position long.
     """
     if layout is None:
         shape = np.shape(pictures)
-        if len(shape) < 3:
-            raise ValueError(f"pictures: got shape {tuple(shape)}; expected [..., C, H, W]")
+        if len(shape) < 3 or 0 in shape:
+            raise ValueError(f"pictures: got shape {tuple(shape)}; expected [..., C, H, W], none of them 0")
         layout = TileLayout(shape[-2:], shape[-2:], 0, True)
     index = axis_of(layout, axis)
+    if layout.size[index] == 1:
+        raise ValueError(f"axis: got {axis}, which is one position long; nothing lies between its ends")
     profile = _line_gradients(pictures_of(pictures, layout), layout, index)
     lines, length = control_lines(layout, index, 0, period), layout.size[index]
     clear = [p for p in lines if min(p, length - p) >= layout.tile[index] // 4]

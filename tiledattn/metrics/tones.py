@@ -29,8 +29,8 @@ def tone_differences(pictures: Any, layout: TileLayout, axis: int | None = None)
 
     Raises:
         TypeError: pictures that are not an array or tensor of real numbers.
-        ValueError: a shape that does not end in the layout's size, values that are not finite, no seam at
-            all, or cells of a single position.
+        ValueError: a shape that does not end in the layout's size, no values or values that are not finite, no seam
+            at all, or cells of a single position.
     """
     data = pictures_of(pictures, layout)
     across: list[Floats] = []
