@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 WIDTH = 16
+SMALL: dict[str, Any] = {  # a UNet of two levels that compiles fast; sizes must be multiples of 2 latents
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "mid_block_type": None,
+}
 FACTOR = 4  # pixels per latent of the tiny VAE
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_diffusers import circular, error, make_unet, unet_inputs
+from tiny_diffusers import SMALL, circular, error, make_unet, unet_inputs
 from torch import Tensor
 
 import tiledattn.diffusers as td
@@ -176,14 +176,7 @@ def test_gradients_flow_through_the_tiles() -> None:
 
 
 def test_whole_call_compiles_in_one_graph() -> None:
-    model = make_unet(
-        "sd",
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        mid_block_type=None,
-    )
+    model = make_unet("sd", **SMALL)
     x, t, kwargs = unet_inputs("sd", 8, 16, batch=1)
     want = model(x, t, **kwargs).sample
     with torch.no_grad(), td.enable_tiling(model, tile=8, **ALL):

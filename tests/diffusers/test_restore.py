@@ -8,10 +8,11 @@ import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
+from diffusers import StableDiffusionPAGPipeline
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading, apply_layerwise_casting
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from tiny_diffusers import error, make_unet, paint, unet_inputs
+from tiny_diffusers import error, make_unet, paint, quiet, unet_inputs
 from torch import Tensor
 
 import tiledattn.diffusers as td
@@ -278,26 +279,54 @@ class Strange:
         return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
-def test_an_unknown_processor_is_refused_by_name(unet: Any) -> None:
-    names = list(unet.attn_processors)
-    strange = {n: Strange() if n == names[0] else p for n, p in unet.attn_processors.items()}
+@pytest.mark.parametrize("where", ["attn1", "attn2"])
+@pytest.mark.parametrize("halo", [0, 4])
+def test_an_unknown_processor_is_refused_by_name(unet: Any, where: str, halo: int) -> None:
+    """At once, or at the next call, which takes it off again: what was there before can be run and restored."""
+    plain, options = call(unet), {**OPTIONS, "halo": halo}
+    processors = dict(unet.attn_processors)
+    strange = {n: Strange() if where in n else p for n, p in processors.items()}
     unet.set_attn_processor(dict(strange))
     before = facts(unet)
-    with pytest.raises(TypeError, match=r"attn1: its processor Strange .*halo=0"):
-        td.enable_tiling(unet, **OPTIONS)
+    with pytest.raises(TypeError, match=rf"{where}: its processor Strange .*\[T\*B\], the tile index slow"):
+        td.enable_tiling(unet, **options)
     assert facts(unet) == before
-    with td.enable_tiling(unet, tile=16, halo=0, unit="latent"):
-        call(unet)
-    unet.set_attn_processor(AttnProcessor2_0())
-    with td.enable_tiling(unet, **OPTIONS):
+    unet.set_attn_processor(dict(processors))
+    with td.enable_tiling(unet, **options):
+        tiled = call(unet)
         unet.set_attn_processor(dict(strange))
-        with pytest.raises(TypeError, match="Strange"):
+        with pytest.raises(TypeError, match=f"{where}: its processor Strange"):
             call(unet)
-        unet.set_attn_processor(AttnProcessor2_0())
-        call(unet)
-    unet.set_attn_processor({n: Strange() if "attn2" in n else p for n, p in unet.attn_processors.items()})
-    with td.enable_tiling(unet, **OPTIONS):
-        call(unet)
+        assert torch.equal(call(unet), tiled)
+    assert all(unet.attn_processors[name] is p for name, p in processors.items())
+    assert torch.equal(call(unet), plain)
+
+
+def test_a_known_processor_around_an_unknown_one_is_refused(unet: Any) -> None:
+    unet.set_attn_processor(td.CrossTileAttnProcessor(None, Strange()))
+    with pytest.raises(TypeError, match="can't run on tiles"):
+        td.enable_tiling(unet, **OPTIONS)
+
+
+def perturbed(sd: Any) -> Any:
+    parts = {**sd.components, "requires_safety_checker": False}
+    return quiet(StableDiffusionPAGPipeline(**parts, pag_applied_layers=["mid"]))
+
+
+def test_perturbed_attention_guidance_is_refused(sd: Any) -> None:
+    """It tells guidance copies apart by their place in the batch, where tiles are."""
+    with pytest.raises(NotImplementedError, match=r"StableDiffusionPAGPipeline.*splits the batch"):
+        td.enable_tiling(perturbed(sd))
+
+
+def test_a_pag_pipeline_on_a_tiled_unet_fails_and_leaves_it_usable(sd: Any) -> None:
+    pag, processors = perturbed(sd), dict(sd.unet.attn_processors)
+    with td.enable_tiling(sd, tile=64, halo=16):
+        tiled = paint(sd)
+        with pytest.raises(TypeError, match="PAGCFGIdentitySelfAttnProcessor2_0"):
+            paint(pag, pag_scale=2.0)
+        assert torch.equal(paint(sd), tiled)
+    assert all(sd.unet.attn_processors[name] is p for name, p in processors.items())
 
 
 def test_compiled_models_are_unwrapped(sd: Any) -> None:

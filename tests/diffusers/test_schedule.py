@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +17,19 @@ from diffusers import (
     HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
 )
-from tiny_diffusers import error, make_unet, paint, quiet, unet_inputs
+from tiny_diffusers import SMALL, error, make_unet, paint, quiet, unet_inputs
 
 import tiledattn.diffusers as td
 from tiledattn.diffusers.schedule import CountedSteps, SchedulerSteps, halo_weight
+
+
+class Holder:
+    """What of a pipeline holds its scheduler."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
 
 
 def test_weights() -> None:
@@ -56,23 +66,87 @@ def test_counting_a_second_run_that_starts_elsewhere() -> None:
     assert [steps.position(t)[0] for t in (9, 5, 8, 4)] == [0, 1, 0, 1]
 
 
+def test_threads_count_apart() -> None:
+    steps, places = CountedSteps(3), []
+    assert [steps.position(t)[0] for t in (9, 7)] == [0, 1]
+    thread = threading.Thread(target=lambda: places.extend(steps.position(t)[0] for t in (8, 6, 4)))
+    thread.start()
+    thread.join()
+    assert places == [0, 1, 2]
+    assert steps.position(5) == (2, 3)
+
+
+@pytest.mark.parametrize(("kind", "options"), [(PNDMScheduler, {"skip_prk_steps": True}), (HeunDiscreteScheduler, {})])
+def test_repeated_timesteps_are_one_counted_step(kind: Any, options: dict[str, Any]) -> None:
+    """num_steps is what the pipeline calls num_inference_steps."""
+    scheduler = kind(**options)
+    scheduler.set_timesteps(4)
+    steps = CountedSteps(4)
+    for _ in range(2):
+        values = [float(t) for t in scheduler.timesteps]
+        assert [steps.position(t)[0] for t in values] == [sorted(set(values), reverse=True).index(t) for t in values]
+
+
 @pytest.mark.parametrize("kind", [DDIMScheduler, PNDMScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler])
 def test_the_scheduler_tells(kind: Any) -> None:
     """By the place in its timesteps, exact even where they repeat (PNDM, Heun)."""
     scheduler = kind()
     scheduler.set_timesteps(5)
-    steps = SchedulerSteps(lambda: scheduler)
+    pipe = Holder(scheduler)
+    steps = SchedulerSteps(pipe)
     n = len(scheduler.timesteps)
     assert [steps.position(t) for t in scheduler.timesteps] == [(i, n) for i in range(n)]
-    assert steps.position(scheduler.timesteps[-1].clone())[1] == n
+    assert steps.position(scheduler.timesteps[0].clone()) == (0, n)
     assert steps.position(float(scheduler.timesteps[0])) == (0, n)
     assert steps.position(scheduler.timesteps[:1].repeat(3)) == (0, n)
+    assert steps.position(scheduler.timesteps[1].expand(3)) == (1, n)
+    assert steps.position(scheduler.timesteps[1:][1]) == (2, n)
+    del pipe
+    assert steps.position(scheduler.timesteps[0]) == (0, n)
+
+
+def test_a_value_at_several_places_is_refused() -> None:
+    scheduler = PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(5)
+    steps = SchedulerSteps(Holder(scheduler))
+    assert steps.position(scheduler.timesteps[1]) == (1, 6)
+    assert steps.position(scheduler.timesteps[2]) == (2, 6)
+    assert scheduler.timesteps[1] == scheduler.timesteps[2]
+    with pytest.raises(ValueError, match="not at one place"):
+        steps.position(int(scheduler.timesteps[1]))
+
+
+def test_timesteps_of_another_scheduler_are_refused(sd: Any) -> None:
+    """Though the values occur in ours, left from an earlier run, at other places."""
+    seen: list[tuple[int, int]] = []
+    others = DDIMScheduler.from_config(sd.scheduler.config)
+    other = quiet(StableDiffusionPipeline(**{**sd.components, "scheduler": others}, requires_safety_checker=False))
+    with td.enable_tiling(sd, halo_schedule=recorded(seen)):
+        paint(sd, 64, 64, steps=10)
+        with pytest.raises(ValueError, match="pipeline that runs, or pass num_steps="):
+            paint(other, 64, 64, steps=5)
+        other.scheduler = sd.scheduler
+        paint(other, 64, 64, steps=5)
+    assert seen == [(i, 10) for i in range(10)] + [(i, 5) for i in range(5)]
+    with td.enable_tiling(sd, halo_schedule=recorded(seen), num_steps=5):
+        paint(other, 64, 64, steps=5)
+    assert seen[15:] == [(i, 5) for i in range(5)]
+
+
+def test_the_scheduler_outlives_its_pipeline(sd: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    first = StableDiffusionPipeline(**sd.components, requires_safety_checker=False)
+    with td.enable_tiling(first, halo_schedule=recorded(seen)):
+        del first
+        gc.collect()
+        paint(sd, 64, 64, steps=3)
+    assert seen == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_a_timestep_that_is_not_the_schedulers() -> None:
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(5)
-    for steps in (SchedulerSteps(lambda: scheduler), SchedulerSteps(lambda: None)):
+    for steps in (SchedulerSteps(Holder(scheduler)), SchedulerSteps(Holder(None))):
         with pytest.raises(ValueError, match="num_steps="):
             steps.position(torch.tensor(13))
 
@@ -118,6 +192,27 @@ def test_the_constant_schedule_never_looks_at_the_timestep() -> None:
     with td.enable_tiling(model, tile=16, unit="latent") as tiling:
         tiling._steps = SimpleNamespace(position=None)
         model(x, t, **kwargs)
+
+
+def test_a_schedule_compiles_with_few_graphs() -> None:
+    """The step is looked up outside the graphs, and a weight that changes needs no graph of its own."""
+    model = make_unet("sd", **SMALL)
+    x, _, kwargs = unet_inputs("sd", 8, 16, batch=1)
+    steps = [torch.tensor(1000 - 100 * i) for i in range(6)]
+    options: dict[str, Any] = {"tile": 8, "halo": 4, "unit": "latent", "halo_schedule": "quadratic", "num_steps": 6}
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.no_grad(), td.enable_tiling(model, **options):
+        want = [model(x, t, **kwargs).sample for t in steps]
+        compiled = torch.compile(model, backend=backend)
+        assert all(error(compiled(x, t, **kwargs).sample, w) < 1e-5 for t, w in zip(steps, want, strict=True))
+    assert error(want[1], want[4]) > 1e-4
+    assert len(graphs) <= 4
 
 
 def test_the_weight_reaches_attention() -> None:

@@ -44,12 +44,31 @@ EXPECTED: dict[tuple[str, str], list[list[int]]] = {
 def test_rows_per_tile(model: str, how: str, dtype: torch.dtype) -> None:
     given = torch.tensor(BASE if model == "base" else REFINER, dtype=dtype)
     got = tile_time_ids(given, context(how))
-    assert got.dtype == dtype
+    assert got.dtype == (torch.float32 if dtype == torch.bfloat16 and how != "canvas" else dtype)
     assert got.tolist() == EXPECTED[model, how]
 
 
 def test_one_row_serves_the_batch() -> None:
     assert tile_time_ids(torch.tensor(BASE[:1]), context("tile")).tolist() == [[64, 64, 3, 5, 64, 64]] * 4
+
+
+@pytest.mark.parametrize("how", ["tile", "crop", "canvas"])
+@pytest.mark.parametrize("model", ["base", "refiner"])
+def test_one_tile_is_told_what_the_user_says(model: str, how: str) -> None:
+    given = torch.tensor(BASE if model == "base" else REFINER)
+    alone = CallContext(ta.TileLayout((16, 32), (16, 32)), 2, FACTOR, how)
+    assert torch.equal(tile_time_ids(given, alone), given)
+
+
+def test_sizes_beyond_float16() -> None:
+    """A pipeline in float16 writes 66,560 as inf; tiles get what they should."""
+    wide = ta.TileLayout((128, 8320), (128, 128))
+    given = torch.tensor([[1024, 66560, 0, 0, 1024, 66560]]).half()
+    assert given.isinf().any()
+    tile = tile_time_ids(given, CallContext(wide, 1, 8, "tile"))
+    assert tile.tolist() == [[1024, 1024, 0, 0, 1024, 1024]] * 65
+    crop = tile_time_ids(given, CallContext(wide, 1, 8, "crop"))
+    assert crop[-1].tolist() == [1024, 66560, 0, 65536, 1024, 1024]
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (12,), (2, 6, 1)])

@@ -83,10 +83,11 @@ class CouplingMode(TorchFunctionMode):
         return F.conv2d(input, weight, bias, stride, 0, dilation, groups)
 
     def _pad(self, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-        if not any(pad):
+        on_canvas = input.ndim == 4 and any(pad[:4]) and input.shape[0] % self.frame.layout.num_tiles == 0
+        if not on_canvas or self.frame.factor(input.shape[2], input.shape[3]) is None:
             return F.pad(input, pad, mode, value)
         zeros = mode == "constant" and (value is None or value == 0)
-        if input.ndim != 4 or len(pad) != 4 or not zeros or min(pad) < 0:
+        if len(pad) != 4 or not zeros or min(pad) < 0:
             raise NotImplementedError(
                 f"conv_halo: F.pad of {tuple(pad)} in mode {mode!r} on a tensor {tuple(input.shape)} can't be coupled; "
                 "only zero padding of height and width can; use conv_halo=False, or disable_tiling"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,31 @@ class Frame:
     def _divides(self, factor: int) -> bool:
         layout = self.layout
         return not any(value % factor for value in (*layout.size, *layout.tile, *layout.overlap))
+
+
+class _Slot:
+    """One thread's forward pass."""
+
+    frame: Frame | None = None
+
+
+class CurrentFrame(threading.local):
+    """The forward pass under way in the calling thread. A deep copy starts with none."""
+
+    def __init__(self) -> None:
+        self._slot = _Slot()
+
+    @property
+    def frame(self) -> Frame | None:
+        """The calling thread's forward pass, or None."""
+        return self._slot.frame
+
+    @frame.setter
+    def frame(self, frame: Frame | None) -> None:
+        self._slot.frame = frame
+
+    def __reduce__(self) -> tuple[type[CurrentFrame], tuple[()]]:
+        return type(self), ()
 
 
 def split_tiles(batch: Tensor, layout: TileLayout) -> Tensor:

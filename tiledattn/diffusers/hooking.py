@@ -1,19 +1,44 @@
 """Puts a hook around a model's own forward, inside everything that others have wrapped around it, and takes it out.
 
 Innermost is the place where a hook stays: accelerate's offloading and diffusers' own hooks come and go (a pipeline
-with model offloading removes and re-adds its wrappers after every run) and would take along whatever wraps them.
+with model offloading removes and re-adds its wrappers after every run) and would take along whatever wraps them. It is
+no entry of diffusers' `HookRegistry`, which holds its model in a cycle (nothing is freed before the garbage collector
+comes) and whose closures still run the original's weights in a deep copy.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-HOOK_NAME = "tiledattn"
+from .weak import Weak
+
+_ATTRIBUTE = "_tiledattn_hook"
+
+Run = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass(eq=False)
+class InnermostHook:
+    """Runs `run(model, original_forward, args, kwargs)` instead of a model's forward.
+
+    Attributes:
+        run: what to run.
+        active: False: the model's forward runs as if there were no hook.
+        original: the wrapped forward; None: the method of the model's class.
+        had_forward: whether the model had a forward of its own before.
+    """
+
+    run: Run
+    active: bool = True
+    original: Callable[..., Any] | None = None
+    had_forward: bool = False
 
 
 @dataclass
@@ -30,70 +55,53 @@ class _Slot:
         setattr(self.owner, self.name, value)
 
 
-class InnermostHook(ModelHook):  # type: ignore[misc]
-    """Runs `run(original_forward, args, kwargs)` instead of a model's forward.
-
-    Args:
-        run: what to run.
-    """
-
-    def __init__(self, run: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> None:
-        super().__init__()
-        self.run = run
-        self.active = True
-        self.wrapper: Any = None
-        self.created_registry = False
-        self.had_forward = False
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The hooked forward."""
-        original = self.fn_ref.original_forward
-        return self.run(original, args, kwargs) if self.active else original(*args, **kwargs)
-
-
 def installed_hook(model: nn.Module) -> InnermostHook | None:
     """The hook on a model, or None."""
-    registry = getattr(model, "_diffusers_hook", None)
-    hook = None if registry is None else registry.hooks.get(HOOK_NAME)
+    hook = vars(model).get(_ATTRIBUTE)
     return hook if isinstance(hook, InnermostHook) else None
 
 
 def install_hook(model: nn.Module, hook: InnermostHook) -> None:
     """Wraps `hook` around the model's own forward."""
-    hook.created_registry = not hasattr(model, "_diffusers_hook")
-    hook.had_forward = "forward" in vars(model)
-    registry = HookRegistry.check_if_exists_or_initialize(model)
     slot = next((s for s in _slots(model) if not _is_wrapper(model, s.get())), _Slot(model, "forward"))
-    outermost = model.forward
-    model.forward = slot.get()
-    registry.register_hook(hook, HOOK_NAME)
-    hook.wrapper = model.forward
-    registry._hook_order.insert(0, registry._hook_order.pop())
-    registry._fn_refs.insert(0, registry._fn_refs.pop())
-    if slot.owner is not model or slot.name != "forward":
-        model.forward = outermost
-        slot.set(hook.wrapper)
+    original = slot.get()
+    hook.had_forward = "forward" in vars(model)
+    hook.original = None if _is_own_forward(model, original) else original
+    hooked = functools.partial(_hooked_forward, hook, Weak(model))
+    hooked.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    slot.set(hooked)
+    setattr(model, _ATTRIBUTE, hook)
 
 
-def remove_hook(model: nn.Module, hook: InnermostHook) -> None:
-    """Takes `hook` out and leaves what others wrapped around it, or inside it, in place.
+def remove_hook(model: nn.Module) -> None:
+    """Takes the model's hook out and leaves what others wrapped around it, or inside it, in place.
 
     Where a stranger's wrapper holds the hook, the hook stays there, inert.
     """
+    hook = installed_hook(model)
+    if hook is None:
+        return
     hook.active = False
-    original = hook.fn_ref.original_forward
+    delattr(model, _ATTRIBUTE)
     for slot in _slots(model):
-        if slot.get() is hook.wrapper:
-            slot.set(original)
+        if _hook_of(slot.get()) is hook:
+            slot.set(MethodType(type(model).forward, model) if hook.original is None else hook.original)
             break
-    registry = getattr(model, "_diffusers_hook", None)
-    if registry is not None and registry.hooks.get(HOOK_NAME) is hook:
-        index = registry._hook_order.index(HOOK_NAME)
-        del registry.hooks[HOOK_NAME], registry._hook_order[index], registry._fn_refs[index]
-        if hook.created_registry and not registry.hooks:
-            del model._diffusers_hook
     if not hook.had_forward and _is_own_forward(model, vars(model).get("forward")):
         del model.forward
+
+
+def _hooked_forward(hook: InnermostHook, reference: Weak[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    model = reference()
+    if model is None:
+        raise ReferenceError("the model of this forward is gone; keep the model or its pipeline")
+    original = functools.partial(type(model).forward, model) if hook.original is None else hook.original
+    return hook.run(model, original, args, kwargs) if hook.active else original(*args, **kwargs)
+
+
+def _hook_of(forward: Any) -> Any:
+    hooked = isinstance(forward, functools.partial) and forward.func is _hooked_forward
+    return forward.args[0] if hooked else None
 
 
 def _slots(model: nn.Module) -> list[_Slot]:

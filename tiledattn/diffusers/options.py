@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .. import dispatch
@@ -80,6 +81,15 @@ class Options:
             for name, length in zip(("height", "width"), size, strict=True):
                 self._check_multiple(f"{name} of the canvas", length)
         return layout
+
+    def window_for(self, layout: TileLayout, device: torch.device) -> str | tuple[Tensor, ...]:
+        """The window of a layout's tiles: a name, or tensors on `device`, of ones where an axis has a single tile."""
+        if isinstance(self.window, str):
+            return self.window
+        return tuple(
+            weights.to(device) if tiles > 1 else torch.ones(length, device=device)
+            for weights, tiles, length in zip(self.window, layout.grid, layout.tile, strict=True)
+        )
 
     def _check_multiple(self, name: str, latents: int) -> None:
         check_multiple(name, latents * self.scale, self.granularity * self.scale, self.unit, 1)

@@ -9,11 +9,9 @@ from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
     AttnProcessor2_0,
-    AttnProcessorNPU,
     FusedAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
-    XLAFlashAttnProcessor2_0,
 )
 from torch import Tensor
 
@@ -29,20 +27,6 @@ class HasFrame(Protocol):
         """The pass under way, or None."""
 
 
-def is_known(processor: object) -> bool:
-    """Whether a layer with this processor can be given a halo: its mathematics are plain scaled dot products."""
-    return type(processor) in (
-        AttnProcessor,
-        AttnProcessor2_0,
-        FusedAttnProcessor2_0,
-        XFormersAttnProcessor,
-        SlicedAttnProcessor,
-        AttnProcessorNPU,
-        XLAFlashAttnProcessor2_0,
-        CrossTileAttnProcessor,
-    )
-
-
 class CrossTileAttnProcessor:
     """Processor for `diffusers.models.attention_processor.Attention` whose self-attention crosses tile borders.
 
@@ -51,7 +35,7 @@ class CrossTileAttnProcessor:
     `enable_tiling` makes it cross borders.
 
     Args:
-        tiling: the tiling whose forward passes it takes part in; None: never crosses borders.
+        tiling: what knows the forward pass under way, in which it takes part; None: never crosses borders.
         original: the processor it stands for, called whenever no tiling is active and for cross-attention; None means
             `AttnProcessor2_0()`. It also says how the layer projects (`FusedAttnProcessor2_0`: `to_qkv`).
     """
@@ -84,7 +68,8 @@ class CrossTileAttnProcessor:
             Like `hidden_states`.
         """
         frame = None if self.tiling is None else self.tiling.frame
-        if frame is None or encoder_hidden_states is not None or frame.halo_weight == 0:
+        alone = frame is None or frame.layout.num_tiles == 1 or frame.halo_weight == 0
+        if frame is None or alone or encoder_hidden_states is not None:
             out: Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return out
         if attention_mask is not None:
@@ -130,6 +115,7 @@ class CrossTileAttnProcessor:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast such norms give float32
         with frame.pause():
             out = cross_tile_attention(
                 query,

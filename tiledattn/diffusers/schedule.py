@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from typing import Any
 
 from torch import Tensor
 
 from .options import Schedule
+from .weak import Weak
 
 
 def halo_weight(schedule: Schedule, step: int, steps: int) -> float:
@@ -35,44 +36,52 @@ def halo_weight(schedule: Schedule, step: int, steps: int) -> float:
 
 
 class SchedulerSteps:
-    """Finds a timestep's place among a scheduler's timesteps.
+    """Finds a timestep's place among the timesteps of a pipeline's scheduler.
+
+    A pipeline passes views into its scheduler's timesteps: their place is known from their address. A view into
+    another tensor belongs to another scheduler, and is refused. Numbers and tensors of their own are looked up by
+    value, and refused where the value occurs more than once.
 
     Args:
-        scheduler: returns the scheduler in use now, or None.
+        pipe: the pipeline. Its last known scheduler outlives it: others may run the same denoiser with it.
     """
 
-    def __init__(self, scheduler: Callable[[], Any]) -> None:
-        self._scheduler = scheduler
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = Weak(pipe)
+        self._scheduler = getattr(pipe, "scheduler", None)
 
     def position(self, timestep: Any) -> tuple[int, int]:
         """(step, number of steps) of a timestep.
 
         Raises:
-            ValueError: the timestep is not among the scheduler's.
+            ValueError: the timestep is not among the scheduler's, or at several places.
         """
-        timesteps = getattr(self._scheduler(), "timesteps", None)
+        pipe = self._pipe()
+        if pipe is not None:
+            self._scheduler = getattr(pipe, "scheduler", None)
+        timesteps = getattr(self._scheduler, "timesteps", None)
         if isinstance(timesteps, Tensor) and timesteps.ndim == 1:
-            if isinstance(timestep, Tensor) and timestep.numel() > 1:
-                timestep = timestep[0]
             place = _place_in_storage(timestep, timesteps)
-            if place is None:
-                found = (timesteps == timestep).nonzero()
-                place = int(found[0]) if len(found) else None
+            if place is None and not _is_part(timestep):
+                place = _place_by_value(timestep, timesteps)
             if place is not None:
                 return place, len(timesteps)
         raise ValueError(
-            f"timestep {timestep} is not among those of the pipeline's scheduler, where halo_schedule and on_tiles "
-            "look it up; call enable_tiling on the pipeline that runs, or pass num_steps="
+            f"timestep: {timestep} can't be found, or not at one place, in the timesteps of the scheduler of the "
+            "pipeline that enable_tiling was called on, where halo_schedule and on_tiles look it up; call "
+            "enable_tiling on the pipeline that runs, or pass num_steps= to count steps instead"
         )
 
 
-class CountedSteps:
-    """Counts steps by changes of the timestep, for models without a scheduler.
+class CountedSteps(threading.local):
+    """Counts steps by changes of the timestep, in each thread, for models without a scheduler.
 
-    A run starts over when its first timestep comes again, when timesteps turn round, or after `num_steps` steps.
+    A repeated timestep is the same step (two calls for guidance, the second orders of Heun and PNDM). A run starts over
+    when its first timestep comes again, when timesteps turn round, or after `num_steps` steps; a run that goes on
+    below the place where another was broken off can't be told from that one.
 
     Args:
-        num_steps: steps of a run; None where nobody asks for it.
+        num_steps: steps of a run, each with a timestep of its own; None where nobody asks for it.
     """
 
     def __init__(self, num_steps: int | None) -> None:
@@ -92,10 +101,13 @@ class CountedSteps:
         steps = len(seen) if self._num_steps is None else self._num_steps
         return len(seen) - 1, steps
 
+    def __reduce__(self) -> tuple[type[CountedSteps], tuple[int | None]]:
+        return type(self), (self._num_steps,)
+
 
 def _place_in_storage(timestep: Any, timesteps: Tensor) -> int | None:
-    """The index of a view in `timesteps` by its address: no wait for the device, and exact for repeated values."""
-    if not isinstance(timestep, Tensor) or timestep.numel() != 1:
+    """The index of a view of one element of `timesteps`, by its address: no wait for the device, exact if repeated."""
+    if not isinstance(timestep, Tensor) or (timestep.numel() != 1 and any(timestep.stride())):
         return None
     if timestep.device != timesteps.device or timestep.dtype != timesteps.dtype:
         return None
@@ -103,3 +115,18 @@ def _place_in_storage(timestep: Any, timesteps: Tensor) -> int | None:
         return None
     place = int(timestep.storage_offset()) - int(timesteps.storage_offset())
     return place if timesteps.stride(0) == 1 and 0 <= place < len(timesteps) else None
+
+
+def _is_part(timestep: Any) -> bool:
+    """Whether a timestep is a view into a tensor of other timesteps."""
+    if not isinstance(timestep, Tensor):
+        return False
+    own = timestep.numel() if any(timestep.stride()) else 1
+    return timestep.untyped_storage().nbytes() > own * timestep.element_size()
+
+
+def _place_by_value(timestep: Any, timesteps: Tensor) -> int | None:
+    """The only index at which `timesteps` holds the value."""
+    value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
+    found = (timesteps == value).nonzero()
+    return int(found[0]) if len(found) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
@@ -17,12 +17,13 @@ from ..ops import blend_tiles, extract_tiles
 from .couplings import CouplingMode
 from .families import Family, family_of
 from .families.base import CallContext
-from .frame import Frame, split_tiles
+from .frame import CurrentFrame, Frame, split_tiles
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .options import Extent, Model, Options, Schedule, make_options
-from .processors import CrossTileAttnProcessor, is_known
 from .schedule import CountedSteps, SchedulerSteps, halo_weight
+from .swapping import ProcessorSwap
 from .vae import CircularDecode
+from .weak import Weak
 
 OnTiles = Callable[[Tensor, TileLayout, int], None]
 
@@ -30,9 +31,11 @@ OnTiles = Callable[[Tensor, TileLayout, int], None]
 class Tiling:
     """A tiling in force; what `enable_tiling` returns. As a context manager it is disabled on leaving.
 
+    It keeps neither the model nor the VAE alive. A deep copy of a tiled model or pipeline is tiled alike, on its own.
+
     Attributes:
         options: the checked arguments, in latents.
-        layout: the layout of the last forward, in latents; None before the first.
+        layout: the layout of the last forward, in any thread, in latents; None before the first.
         on_tiles: None, or a function called at every forward with the predictions before they are blended
             [T, B, C, height, width], the layout, and the denoising step.
     """
@@ -41,44 +44,39 @@ class Tiling:
         self.options = options
         self.layout: TileLayout | None = None
         self.on_tiles: OnTiles | None = None
-        self._model = model
         self._family = family
-        self._frame: Frame | None = None
-        self._attentions: dict[str, Any] = family.self_attentions(model) if options.has_halo else {}
-        self._originals: dict[str, Any] = {}
-        self._hook = InnermostHook(self._run)
+        self._model = Weak(model)
+        self._current = CurrentFrame()
+        self._swap = ProcessorSwap(
+            family.self_attentions(model), family.cross_attentions(model), options.has_halo, self._current
+        )
         vae = None if pipe is None else getattr(pipe, "vae", None)
-        self._decode = None
-        if vae is not None and any(options.wrap):
-            self._decode = CircularDecode(vae, options.wrap, options.pixels, options.backend)
+        self._vae: Weak[Any] | None = Weak(vae) if vae is not None and any(options.wrap) else None
+        self._decode = CircularDecode(options.wrap, options.pixels, options.backend)
         self._steps: SchedulerSteps | CountedSteps = CountedSteps(options.num_steps)
         if pipe is not None and options.num_steps is None:
-            reference = weakref.ref(pipe)
-            self._steps = SchedulerSteps(lambda: getattr(reference(), "scheduler", None))
+            self._steps = SchedulerSteps(pipe)
 
     @property
     def frame(self) -> Frame | None:
-        """The forward pass under way, or None."""
-        return self._frame
+        """The calling thread's forward pass under way, or None."""
+        return self._current.frame
 
     @property
     def enabled(self) -> bool:
         """Whether the tiling is in force."""
-        return self._hook.active and self._hook.wrapper is not None
+        model = self._model()
+        return model is not None and tiling_of(model) is self
 
     def disable(self) -> None:
         """Puts the model, its attention processors and the VAE back as they were. Harmless when done already."""
-        if not self.enabled:
-            return
-        remove_hook(self._model, self._hook)
-        for module in self._attentions.values():
-            if self._is_mine(module.processor):
-                module.set_processor(module.processor.original)
-        kept = getattr(self._model, "original_attn_processors", None)
-        if isinstance(kept, dict):
-            kept.update({k: v.original for k, v in kept.items() if self._is_mine(v)})
-        if self._decode is not None:
-            self._decode.remove()
+        model = self._model()
+        if model is not None and tiling_of(model) is self:
+            remove_hook(model)
+            self._swap.restore(model)
+        if self._vae is not None:
+            self._decode.remove(self._vae())
+            self._vae = None
 
     def __enter__(self) -> Tiling:
         return self
@@ -88,75 +86,74 @@ class Tiling:
     ) -> None:
         self.disable()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tiling:
+        """The copied model's tiling.
+
+        Raises:
+            TypeError: the model isn't being copied.
+        """
+        if self.enabled and id(self._model()) not in memo:
+            raise TypeError("a Tiling can't be copied alone: deepcopy the pipeline or the model, or enable_tiling anew")
+        memo[id(self)] = copied = object.__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
+
     def check_processors(self) -> None:
-        """Raises TypeError for a self-attention layer whose processor can't be given a halo."""
-        for name, module in self._attentions.items():
-            processor: Any = module.processor
-            if not self._is_mine(processor) and not is_known(processor):
-                raise TypeError(
-                    f"{name}: its processor {type(processor).__name__} is not a stock one and can't be given a halo; "
-                    "use halo=0, or reset it with set_attn_processor(AttnProcessor2_0())"
-                )
+        """Raises TypeError for an attention layer whose processor can't run on tiles."""
+        self._swap.check()
 
     def install(self) -> None:
         """Puts the tiling in force."""
-        self.check_processors()
-        install_hook(self._model, self._hook)
-        self._wrap_processors()
-        if self._decode is not None:
-            self._decode.install()
+        self._swap.adopt()
+        model, vae = self._model(), None if self._vae is None else self._vae()
+        assert model is not None
+        install_hook(model, InnermostHook(self._run))
+        if vae is not None:
+            self._decode.install(vae)
 
-    def _is_mine(self, processor: Any) -> bool:
-        return isinstance(processor, CrossTileAttnProcessor) and processor.tiling is self
+    def _run(self, model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Canvas in, tiles through the model, canvas out. A pass inside a pass leaves the outer one as it was."""
+        outer = self._current.frame
+        try:
+            with nullcontext() if outer is None else outer.pause():
+                return self._run_tiled(model, forward, _bind(self._family.parameters(), args, kwargs))
+        finally:
+            self._current.frame = outer
 
-    def _wrap_processors(self) -> None:
-        """Wraps processors that aren't ours: at first, and when somebody has set others since."""
-        foreign = [module for module in self._attentions.values() if not self._is_mine(module.processor)]
-        if foreign:
-            self.check_processors()
-        for module in foreign:
-            module.set_processor(CrossTileAttnProcessor(self, module.processor))
-
-    def _run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Canvas in, tiles through the model, canvas out."""
+    def _run_tiled(self, model: nn.Module, forward: Callable[..., Any], call: dict[str, Any]) -> Any:
         family, options = self._family, self.options
-        call = _bind(family.parameters(), args, kwargs)
         canvas = family.canvas_of(call)
-        if torch.is_grad_enabled() and getattr(self._model, "is_gradient_checkpointing", False):
+        if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
             raise NotImplementedError(
                 "gradient checkpointing runs layers again outside the tiling; call disable_gradient_checkpointing()"
             )
         layout = options.layout_for(canvas.shape[-2], canvas.shape[-1])
-        self._wrap_processors()
-        step, weight = self._step(call)
+        self._swap.adopt()
+        step, weight = 0, 1.0
+        if options.halo_schedule != "constant" or self.on_tiles is not None:
+            step, weight = self._step(family.timestep_of(call))
         frame = Frame(layout, options.halo, weight, options.backend, options.norm_backend)
         tiles = extract_tiles(canvas, layout, backend=options.backend)
         context = CallContext(layout, canvas.shape[0], options.pixels, options.size_conditioning)
         call = family.tile_call(call, tiles.flatten(0, 1), context)
         coupled = options.has_couplings and (layout.num_tiles > 1 or any(layout.wrap))
         self.layout = layout
-        self._frame = frame if layout.num_tiles > 1 else None
-        try:
-            with CouplingMode(frame, options.conv_halo, options.norm) if coupled else nullcontext():
-                output = forward(**call)
-        finally:
-            self._frame = None
+        self._current.frame = frame
+        with CouplingMode(frame, options.conv_halo, options.norm) if coupled else nullcontext():
+            output = forward(**call)
         prediction = split_tiles(family.prediction_of(output), layout)
         if self.on_tiles is not None:
             self.on_tiles(prediction, layout, step)
-        window = options.window
-        if not isinstance(window, str):
-            window = tuple(weights.to(prediction.device) for weights in window)
+        window = options.window_for(layout, prediction.device)
         blended = blend_tiles(prediction, layout, window, backend=options.backend)
         return family.with_prediction(output, blended)
 
-    def _step(self, call: dict[str, Any]) -> tuple[int, float]:
-        """The denoising step and the halo's weight; looks at the timestep only if somebody asks."""
-        schedule = self.options.halo_schedule
-        if schedule == "constant" and self.on_tiles is None:
-            return 0, 1.0
-        step, steps = self._steps.position(self._family.timestep_of(call))
-        return step, halo_weight(schedule, step, steps)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step(self, timestep: Any) -> tuple[int, float]:
+        """The denoising step and the halo's weight. Not traced: a step is looked up by the timestep's value."""
+        step, steps = self._steps.position(timestep)
+        return step, halo_weight(self.options.halo_schedule, step, steps)
 
 
 def enable_tiling(
@@ -209,11 +206,11 @@ def enable_tiling(
         The handle. `with enable_tiling(pipe, ...):` disables at the end.
 
     Raises:
-        TypeError: an argument of the wrong type, a denoiser that isn't supported, or an attention processor that isn't
-            a stock one.
+        TypeError: an argument of the wrong type, a denoiser that isn't supported, or an attention processor that is
+            neither a stock one nor IP-Adapter's.
         ValueError: an argument out of range, or sizes that the model's levels can't divide, naming the nearest that
             work. A canvas that can't be divided raises the same when the pipeline is called.
-        NotImplementedError: a pipeline whose conditioning lies on the canvas (ControlNet, T2I-Adapter, GLIGEN).
+        NotImplementedError: a pipeline whose conditioning lies on the canvas (ControlNet, T2I-Adapter, GLIGEN), or PAG.
 
     Example:
         >>> enable_tiling(pipe, tile=1024, halo=128)
@@ -297,6 +294,11 @@ def _check_pipeline(pipe: Any) -> None:
     for component, what in (("controlnet", "a ControlNet's residuals"), ("adapter", "a T2I-Adapter's residuals")):
         if getattr(pipe, component, None) is not None:
             raise NotImplementedError(f"{name}: can't be tiled yet: {what} lie on the canvas and would need cutting")
+    if hasattr(pipe, "pag_applied_layers") or hasattr(pipe, "pag_attn_processors"):
+        raise NotImplementedError(
+            f"{name}: can't be tiled yet: perturbed attention guidance splits the batch into guidance copies by place, "
+            "and a tiled batch has its tiles there; use the pipeline without PAG"
+        )
     if getattr(pipe, "unet", None) is None and getattr(pipe, "transformer", None) is None:
         raise TypeError(f"{name}: has no unet or transformer to tile")
 

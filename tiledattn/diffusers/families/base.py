@@ -54,6 +54,9 @@ class Family(Protocol):
     def self_attentions(self, model: Any) -> dict[str, nn.Module]:
         """The self-attention layers over canvas tokens, by name."""
 
+    def cross_attentions(self, model: Any) -> dict[str, nn.Module]:
+        """The layers in which canvas tokens attend to conditioning, by name."""
+
     def canvas_of(self, call: dict[str, Any]) -> Tensor:
         """The canvas [B, C, height, width] among the arguments; raises for arguments that can't be tiled."""
 

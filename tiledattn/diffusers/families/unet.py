@@ -33,6 +33,7 @@ _PARAMETERS = (
     "encoder_attention_mask",
     "return_dict",
 )
+_REQUIRED = 3  # of the parameters
 _REFUSED = {
     "attention_mask": "a mask over the canvas's own tokens",
     "down_block_additional_residuals": "ControlNet and T2I-Adapter residuals lie on the canvas",
@@ -102,16 +103,17 @@ class UNetFamily:
 
     def self_attentions(self, model: Any) -> dict[str, nn.Module]:
         """Self-attention layers of the down, mid and up blocks (`attn1`, and those of attention blocks)."""
-        return {
-            name: module
-            for name, module in model.named_modules()
-            if name.split(".")[0] in ("down_blocks", "mid_block", "up_blocks")
-            and isinstance(module, Attention)
-            and not module.is_cross_attention
-        }
+        return {name: layer for name, layer in _attentions(model).items() if not layer.is_cross_attention}
+
+    def cross_attentions(self, model: Any) -> dict[str, nn.Module]:
+        """Cross-attention layers of the down, mid and up blocks (`attn2`)."""
+        return {name: layer for name, layer in _attentions(model).items() if layer.is_cross_attention}
 
     def canvas_of(self, call: dict[str, Any]) -> Tensor:
-        """`sample`; raises for spatial conditioning, which can't be cut yet."""
+        """`sample`; raises for a missing argument, and for spatial conditioning, which can't be cut yet."""
+        missing = [name for name in _PARAMETERS[:_REQUIRED] if name not in call]
+        if missing:
+            raise TypeError(f"forward: missing {', '.join(missing)}")
         sample = call["sample"]
         if not isinstance(sample, Tensor) or sample.ndim != 4:
             got = tuple(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
@@ -165,6 +167,13 @@ class UNetFamily:
         return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)
 
 
+def _attentions(model: Any) -> dict[str, Any]:
+    """Attention layers over canvas tokens, by name."""
+    blocks = ("down_blocks", "mid_block", "up_blocks")
+    modules = model.named_modules()
+    return {name: m for name, m in modules if name.split(".")[0] in blocks and isinstance(m, Attention)}
+
+
 def _repeater(context: CallContext) -> Callable[[str, Any], Any]:
     """A function that repeats rows [B, ...] to [T*B, ...], in tensors, tuples and lists of them."""
 
@@ -196,10 +205,11 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
             "tile": an original or target size that is the canvas's becomes the tile's, what the model saw in training;
             "crop": the original size becomes the canvas's, the crop is moved by the tile's origin, the target size
             becomes the tile's: the tile as a crop of one large picture;
-            "canvas": as they are.
+            "canvas": as they are. One tile leaves them as they are, too.
 
     Returns:
-        [T*B, 6] or [T*B, 5].
+        [T*B, 6] or [T*B, 5]; half precisions become float32, in which sizes from 65,520 pixels don't overflow and odd
+        ones aren't rounded.
 
     Raises:
         ValueError: another shape.
@@ -208,28 +218,31 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
     if time_ids.ndim != 2 or time_ids.shape[0] not in (1, context.batch):
         raise ValueError(f"time_ids: got shape {tuple(time_ids.shape)}; expected [{context.batch}, 6] (refiner: 5)")
     rows = time_ids.expand(context.batch, -1).repeat(tiles, 1)
-    if context.size_conditioning == "canvas":
+    if context.size_conditioning == "canvas" or tiles == 1:
         return rows
     if rows.shape[1] not in (5, 6):
         raise ValueError(
             f"time_ids: got {rows.shape[1]} numbers a row; size_conditioning={context.size_conditioning!r} knows 6, "
             "or 5 for the refiner; use size_conditioning='canvas'"
         )
+    wide = torch.promote_types(rows.dtype, torch.float32) if rows.is_floating_point() else rows.dtype
+    canvas = _row(rows, [v * context.pixels for v in layout.size], wide)
+    tile = _row(rows, [v * context.pixels for v in layout.tile], wide)
+    given, rows = rows, rows.to(wide)
     original, crop, rest = rows[:, :2], rows[:, 2:4], rows[:, 4:]
-    canvas = _row(rows, [v * context.pixels for v in layout.size])
-    tile = _row(rows, [v * context.pixels for v in layout.tile])
     if context.size_conditioning == "tile":
-        original = torch.where((original == canvas).all(1, keepdim=True), tile, original)
+        rounded = canvas.to(given.dtype)
+        original = torch.where((given[:, :2] == rounded).all(1, keepdim=True), tile, original)
         if rows.shape[1] == 6:
-            rest = torch.where((rest == canvas).all(1, keepdim=True), tile, rest)
+            rest = torch.where((given[:, 4:] == rounded).all(1, keepdim=True), tile, rest)
     else:
         origins = [[v * context.pixels for v in origin] for origin in layout.origins]
         original = canvas.expand_as(original)
-        moved = torch.tensor(origins, dtype=rows.dtype, device=rows.device)  # [T, 2]
+        moved = torch.tensor(origins, dtype=wide, device=rows.device)  # [T, 2]
         crop = crop + moved.repeat_interleave(context.batch, 0)
         rest = tile.expand_as(rest) if rows.shape[1] == 6 else rest
     return torch.cat([original, crop, rest], dim=1)
 
 
-def _row(like: Tensor, values: list[int]) -> Tensor:
-    return torch.tensor([values], dtype=like.dtype, device=like.device)
+def _row(like: Tensor, values: list[int], dtype: torch.dtype) -> Tensor:
+    return torch.tensor([values], dtype=dtype, device=like.device)
