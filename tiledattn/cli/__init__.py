@@ -14,6 +14,16 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line on `arguments` (default: the process's) and returns its exit code."""
     try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("tiledattn: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    try:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
@@ -24,10 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     from .app import app
 
-    try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="tiledattn")
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        return 130
+    if hasattr(sys.stdout, "reconfigure"):
+        # A name that stdout's encoding lacks must not end a command after its work.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app(args=arguments, prog_name="tiledattn")
     return 0

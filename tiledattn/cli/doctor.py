@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -43,12 +44,16 @@ def doctor(
 
 
 def examine() -> dict[str, Any]:
-    """What `doctor` reports, as JSON-ready values: versions, devices, backends, environment."""
+    """What `doctor` reports, as JSON-ready values: versions, devices, backends, environment, problems."""
     import torch
 
     from .. import __version__, backends
     from ..dispatch import ENVIRONMENT_VARIABLE
 
+    known, asked = backends(), os.environ.get(ENVIRONMENT_VARIABLE)
+    problems = []
+    if asked and asked != "auto" and asked not in known:
+        problems.append(f"{ENVIRONMENT_VARIABLE}: got {asked!r}; known are auto, {', '.join(known)}")
     return {
         "tiledattn": __version__,
         "python": platform.python_version(),
@@ -57,9 +62,10 @@ def examine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "devices": _devices(),
-        "backends": backends(),
+        "backends": known,
         "automatic": _automatic(),
-        "environment": {ENVIRONMENT_VARIABLE: os.environ.get(ENVIRONMENT_VARIABLE)},
+        "environment": {ENVIRONMENT_VARIABLE: asked},
+        "problems": problems,
     }
 
 
@@ -115,32 +121,54 @@ def _automatic() -> dict[str, dict[str, str]]:
 
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
 
     console = Console(highlight=False)
-    console.print(f"[bold]tiledattn {report['tiledattn']}[/bold]  Python {report['python']}, {report['platform']}")
-    versions = Table(title="packages", title_justify="left", box=None, pad_edge=False, show_header=False)
-    for name, version in report["packages"].items():
-        missing = f"not installed: pip install 'tiledattn\\[{EXTRAS[name]}]'" if EXTRAS[name] else "not installed"
-        versions.add_row(name, version or f"[yellow]{missing}[/yellow]")
-    versions.add_row("CUDA of torch", report["cuda"] or "none")
-    if report["hip"]:
-        versions.add_row("ROCm of torch", report["hip"])
-    console.print(versions)
-    devices = Table(title="\ndevices", title_justify="left", box=None, pad_edge=False, show_header=False)
+    about = escape(f"Python {report['python']}, {report['platform']}")
+    console.print(f"[bold]tiledattn {escape(report['tiledattn'])}[/bold]  {about}")
+    versions = [(escape(name), _shown(name, version)) for name, version in report["packages"].items()]
+    versions += [("CUDA of torch", escape(report["cuda"] or "none"))]
+    versions += [("ROCm of torch", escape(report["hip"]))] if report["hip"] else []
+    _print_table(console, "packages", versions)
+    devices = []
     for device in report["devices"]:
-        facts = ", ".join(f"{k} {v}" for k, v in device.items() if k not in ("device", "name"))
-        devices.add_row(device["device"], device["name"], facts)
-    console.print(devices)
-    found = Table(title="\nbackends", title_justify="left", box=None, pad_edge=False, show_header=False)
-    for name, reason in report["backends"].items():
-        found.add_row(name, "[green]runs here[/green]" if reason is None else f"[yellow]{reason}[/yellow]")
-    console.print(found)
-    automatic = Table(title="\nautomatic choice", title_justify="left", box=None, pad_edge=False, show_header=False)
-    for device_name, by_dtype in report["automatic"].items():
-        for dtype, choice in by_dtype.items():
-            automatic.add_row(device_name, dtype, choice)
-    console.print(automatic)
+        facts = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
+        devices.append((escape(device["device"]), escape(device["name"]), escape(facts)))
+    _print_table(console, "\ndevices", devices)
+    backends = [
+        (escape(name), "[green]runs here[/green]" if reason is None else f"[yellow]{escape(reason)}[/yellow]")
+        for name, reason in report["backends"].items()
+    ]
+    _print_table(console, "\nbackends", backends)
+    automatic = [
+        (escape(device), escape(dtype), escape(choice))
+        for device, by_dtype in report["automatic"].items()
+        for dtype, choice in by_dtype.items()
+    ]
+    _print_table(console, "\nautomatic choice", automatic)
     console.print("\nwhich kernels have run on which GPUs: docs/backends.md")
     for name, value in report["environment"].items():
-        console.print(f"{name} is {value or 'not set'}")
+        console.print(escape(f"{name} is {value or 'not set'}"))
+    for problem in report["problems"]:
+        console.print(f"[red]{escape(problem)}[/red]")
+
+
+def _shown(package: str, version: str | None) -> str:
+    """A package's version, or how to get it, as rich markup."""
+    from rich.markup import escape
+
+    if version is not None:
+        return escape(version)
+    extra = EXTRAS[package]
+    missing = f"not installed: pip install 'tiledattn[{extra}]'" if extra else "not installed"
+    return f"[yellow]{escape(missing)}[/yellow]"
+
+
+def _print_table(console: Any, title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows of rich markup under a title."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
