@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from typer.testing import CliRunner
 
 from tiledattn.cli.app import app
 from tiledattn.cli.command import parse_extent, parse_halo, parse_size, parse_wrap
+from tiledattn.files import check_writable, whole_file
 
 COMMANDS = ("demo", "generate", "plot", "doctor")
 
@@ -101,11 +105,69 @@ def test_ctrl_c_is_130_and_leaves_no_file(tmp_path, monkeypatch, capsys):
     assert "stopped" in capsys.readouterr().err
 
 
-def test_an_error_of_the_system_is_one_line_and_1(tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
-    out = tmp_path / "file" / "layout.png"
-    assert main(["plot", "--size", "64x64", "--tile", "32", "--out", str(out)]) == 1
+def test_an_error_of_the_system_is_one_line_and_1(tmp_path, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    def full(self, name, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    assert main(["plot", "--size", "64x64", "--tile", "32", "-o", str(tmp_path / "layout.png")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("file/layout.png", "Not a directory"),
+        ("folder.png", "a folder is in its place"),
+        ("pipe.png", "no regular file"),
+        (f"{'a' * 260}.png", "File name too long"),
+        ("file/made/layout.png", "Not a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line_and_2(out, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(tiledattn.TileLayout, "plot", None)
+    assert main(["plot", "--size", "64x64", "--tile", "32", "-o", str(tmp_path / out)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("tiledattn: error: --out: can't write ")
+    assert reason in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_longest_name_and_a_link_are_written(tmp_path):
+    place = tmp_path / f"{'a' * 251}.png"
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "new" / "target.png")
+    for path in (place, link):
+        with whole_file(path) as temporary:
+            temporary.write_text("whole")
+        assert path.read_text() == "whole"
+    assert link.is_symlink()
+    assert (tmp_path / "new" / "target.png").is_file()
+
+
+def test_a_trial_leaves_no_folder(tmp_path):
+    check_writable(tmp_path / "a" / "b" / "c.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_during_the_imports_is_130(monkeypatch, capsys):
+    def interrupted(name, *arguments):
+        if name == "typer":
+            raise KeyboardInterrupt
+        return imported(name, *arguments)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert main(["--help"]) == 130
+    assert capsys.readouterr().err == "tiledattn: stopped\n"
 
 
 def test_doctor_prints_versions_devices_and_backends(capsys):
@@ -131,6 +193,37 @@ def test_doctor_json_is_json_and_agrees_with_the_library(capsys, monkeypatch):
     assert report["devices"][0]["device"] == "cpu"
     assert report["automatic"]["cpu"]["float32"].startswith("torch")
     assert report["environment"] == {"TILEDATTN_BACKEND": "torch"}
+    assert report["problems"] == []
+
+
+@pytest.mark.parametrize("name", ["nosuch", "[/x]"])
+def test_doctor_notes_an_unknown_backend_and_prints_markup_as_it_is(name, capsys, monkeypatch):
+    monkeypatch.setenv("TILEDATTN_BACKEND", name)
+    assert main(["doctor"]) == 0
+    assert f"TILEDATTN_BACKEND: got '{name}'; known are auto, " in capsys.readouterr().out.replace("\n", " ")
+    assert main(["doctor", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 1
+
+
+def test_doctor_escapes_what_the_system_says(capsys, monkeypatch):
+    from tiledattn.cli import doctor
+
+    report = {
+        "tiledattn": "1[/a]",
+        "python": "3[/a]",
+        "platform": "x[/a]",
+        "packages": {"numpy": "2[/a]"},
+        "cuda": "[/a]",
+        "hip": "[/a]",
+        "devices": [{"device": "cpu[/a]", "name": "[/a]", "threads": "[/a]"}],
+        "backends": {"triton[/a]": "[/a]"},
+        "automatic": {"cpu[/a]": {"float32": "[/a]"}},
+        "environment": {"NAME": "[/a]"},
+        "problems": ["[/a]"],
+    }
+    monkeypatch.setattr(doctor, "examine", lambda: report)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.count("[/a]") == 15
 
 
 def test_doctor_names_the_extra_of_a_missing_package(capsys, monkeypatch):

@@ -18,7 +18,9 @@ for package in ("typer", "diffusers", "transformers", "matplotlib"):
 from PIL import Image  # noqa: E402
 
 from tiledattn.cli import demo as demo_module  # noqa: E402
+from tiledattn.cli import generate as generate_module  # noqa: E402
 from tiledattn.cli import pipelines  # noqa: E402
+from tiledattn.cli.command import MAX_SEED  # noqa: E402
 from tiledattn.cli.methods import METHODS, Method, Painted  # noqa: E402
 from tiledattn.cli.report import measure  # noqa: E402
 from tiledattn.geometry import TileLayout  # noqa: E402
@@ -71,8 +73,14 @@ def test_generate_is_deterministic_and_options_matter(generate, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "90x32"], "--size: width of the canvas: got 90 pixels"),
-        (["--size", "64x33"], "--size: height: got 33 pixels; the nearest that work are 32 and 34"),
+        (["--size", "90x32"], "--size: width: got 90 pixels; the nearest that work are 88 and 96"),
+        (["--size", "64x33"], "--size: height: got 33 pixels; the nearest that work are 32 and 40"),
+        (["--size", "2x2"], "--size: height: got 2 pixels; the nearest that works is 8"),
+        (["--prompt", "a \udcff"], r"--prompt: got 'a \udcff', which is not valid UTF-8"),
+        (["--negative-prompt", "\udcff"], r"--negative-prompt: got '\udcff'"),
+        (["--guidance", "nan"], "--guidance: got nan"),
+        (["--device", "meta"], "--device: got 'meta', which holds no values"),
+        (["--device", "mps:7"], "--device: got 'mps:7', which torch can't use here: "),
         (["--tile", "18"], "the nearest are 16"),
         (["--norm", "none"], "norm: got 'none'; known are tile, neighbours, canvas"),
         (["--window", "flat"], "window: got 'flat'"),
@@ -90,10 +98,63 @@ def test_bad_values_are_one_line_and_2(generate, options, message, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bad_ending_is_named_before_anything_is_loaded(generate, monkeypatch, capsys):
-    monkeypatch.setattr(pipelines, "load_pipeline", None)
-    assert generate(out="picture.xyz") == 2
-    assert "--out: got" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("picture.xyz", "--out: got"),
+        ("file/picture.png", "--out: can't write"),
+        ("folder.png", "--out: can't write"),
+    ],
+)
+def test_a_bad_file_is_named_before_anything_is_loaded(generate, out, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(generate_module, "load_pipeline", None)
+    assert generate(out=out) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "file"], "--out: can't write"),
+        (["--prompt", "a \udcff"], "--prompt: got"),
+        (["--guidance", "inf"], "--guidance: got inf"),
+        (["--seed", "99999999999999999999999"], "9223372036854775807"),
+    ],
+)
+def test_the_demo_checks_its_options_before_anything_is_loaded(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(demo_module, "load_pipeline", None)
+    assert main(["demo", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_backend_in_the_environment_is_one_line(generate, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TILEDATTN_BACKEND", "nosuch")
+    assert generate() in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "TILEDATTN_BACKEND: got 'nosuch'" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_have_the_range_of_torch(capsys):
+    assert main(["generate", "-p", "a", "--seed", "99999999999999999999999"]) == 2
+    assert "9223372036854775807" in capsys.readouterr().err
+    torch.Generator().manual_seed(MAX_SEED)
+
+
+def test_a_file_name_that_stdout_cannot_show_is_no_error(generate, tmp_path):
+    import io
+    import sys
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        assert generate(out="草.png") == 0
+    assert (tmp_path / "草.png").is_file()
 
 
 def test_a_missing_model_is_one_line_and_1(tmp_path, capsys):
@@ -107,10 +168,8 @@ def test_ctrl_c_while_painting_is_130_and_leaves_no_file(generate, tmp_path, mon
     def interrupt(pipe, advance, **arguments):
         return original(pipe, lambda: signal.raise_signal(signal.SIGINT), **arguments)
 
-    from tiledattn.cli import generate as module
-
     original = pipelines.paint
-    monkeypatch.setattr(module, "paint", interrupt)
+    monkeypatch.setattr(generate_module, "paint", interrupt)
     assert generate() == 130
     assert not list(tmp_path.iterdir())
 
@@ -169,13 +228,81 @@ def test_demo_figures_have_what_the_table_shows(demo_run):
     assert set(rows[0]["per_prompt"]) == {"a-b", "c"}
 
 
-def test_demo_is_deterministic(demo_run, tiny_model, tmp_path):
+@pytest.mark.parametrize("options", [[], ["--batch", "1"]])
+def test_demo_is_deterministic_and_batches_do_not_matter(options, demo_run, tiny_model, tmp_path):
     out, _ = demo_run
     arguments = ["demo", "--model", str(tiny_model), "--out", str(tmp_path), "--tiles", "4", "--seeds", "2"]
-    assert main([*arguments, "--steps", "2", "-p", "a b"]) == 0
+    assert main([*arguments, "--steps", "2", "-p", "a b", *options]) == 0
     for key in KEYS:
         again, before = (np.asarray(Image.open(f / f"a-b-{key}.png"), dtype=int) for f in (tmp_path, out))
         assert np.abs(again - before).max() <= 1
+    rows, first = (json.loads((f / "figures.json").read_text()) for f in (tmp_path, out))
+    assert rows[1]["per_prompt"]["a-b"]["value"] == pytest.approx(first[1]["per_prompt"]["a-b"]["value"], rel=1e-3)
+
+
+@pytest.fixture
+def pipe(tiny_model):
+    return pipelines.load_pipeline(str(tiny_model), "cpu")
+
+
+def test_batches_are_pooled_as_one(pipe):
+    method, canvas = METHODS[1], demo_module.Canvas((16, 16), 4)
+    whole, parts = (
+        demo_module.paint_one(pipe, method, "a", "a", canvas, [0, 1, 2], batch, lambda: None, num_inference_steps=2)
+        for batch in (3, 2)
+    )
+    assert parts.pictures == pytest.approx(whole.pictures, abs=1e-4)
+    assert parts.disagreement == pytest.approx(whole.disagreement, rel=1e-4)
+    assert len(whole.disagreement) == 2
+
+
+def test_large_models_are_painted_one_by_one_on_all_threads(tiny_model, tmp_path, monkeypatch):
+    def recorded(pipe, advance, **arguments):
+        calls.append((arguments["num_images_per_prompt"], torch.get_num_threads()))
+        return pipelines.paint(pipe, advance, **arguments)
+
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(demo_module, "paint", recorded)
+    monkeypatch.setattr(demo_module, "METHODS", METHODS[:1])
+    monkeypatch.setattr(demo_module, "write_report", lambda painted, out: None)
+    arguments = ["demo", "--model", str(tiny_model), "--out", str(tmp_path), "--tiles", "4", "--seeds", "2"]
+    arguments += ["--steps", "1", "-p", "a"]
+    with pipelines.cpu_threads(2):
+        assert main(arguments) == 0
+        monkeypatch.setattr(pipelines, "SMALL", 0)
+        assert main(arguments) == 0
+    assert calls == [(2, 1), (1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(("sample", "native"), [(8, (16, 16)), ((8, 16), (16, 32)), (None, (128, 128))])
+def test_native_size(sample, native, pipe):
+    pipe.unet.register_to_config(sample_size=sample)
+    assert demo_module.native_size(pipe) == native
+
+
+def test_a_model_id_is_passed_as_it_was_given(monkeypatch):
+    import diffusers
+
+    given = []
+
+    def pretrained(source, **options):
+        given.append(source)
+        raise OSError
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", pretrained)
+    for model in ("a/b", "./a//b"):
+        with pytest.raises(FileNotFoundError):
+            pipelines.load_pipeline(model, "cpu")
+    assert given == ["a/b", "./a//b"]
+
+
+def test_prompts_get_names_of_their_own():
+    long = "grass on the ground, as far as the eye can see"
+    prompts = ["砖墙", "草地", "a b!", "A,  b", "a b 2", "!", "?", f"{long} today", f"{long} tomorrow"]
+    names = demo_module.named(prompts)
+    assert list(names.values()) == prompts
+    assert list(names)[:7] == ["砖墙", "草地", "a-b", "a-b-2", "a-b-2-2", "prompt", "prompt-2"]
+    assert len({name.casefold() for name in names}) == len(prompts)
 
 
 def test_demo_leaves_no_half_file_when_stopped(tiny_model, tmp_path, monkeypatch):

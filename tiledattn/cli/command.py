@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal, ParamSpec, TypeVar
 
 import typer
+
+from ..files import check_writable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 SHIPPED_MODEL, SHIPPED_GUIDANCE = "textures_unet", 1.5
+MAX_SEED = 2**63 - 1
 
 
 class UsageError(ValueError):
@@ -61,6 +66,25 @@ def read(option: str, parse: Callable[[str], T], text: str) -> T:
     """`parse(text)`, whose ValueError becomes a usage error that names the option."""
     with bad_usage(option):
         return parse(text)
+
+
+def check_out(path: Path) -> None:
+    """Raises UsageError for a file that `--out` asks for and that can't be written; leaves nothing behind."""
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise UsageError(f"--out: can't write {str(path)!r}: {error.strerror or error}") from error
+
+
+def check_words(prompts: Sequence[str], negative: str | None, guidance: float | None) -> None:
+    """Raises UsageError for a prompt that is no text (bytes of another encoding are none) or an endless guidance."""
+    for option, text in [*(("--prompt", text) for text in prompts), ("--negative-prompt", negative or "")]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{option}: got {text!r}, which is not valid UTF-8") from error
+    if guidance is not None and not math.isfinite(guidance):
+        raise UsageError(f"--guidance: got {guidance}; expected a finite number")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +16,18 @@ import numpy as np
 import typer
 
 from ..files import whole_file
-from .command import SHIPPED_GUIDANCE, DebugOption, command
+from .command import (
+    MAX_SEED,
+    SHIPPED_GUIDANCE,
+    DebugOption,
+    bad_usage,
+    check_out,
+    check_words,
+    command,
+)
 from .methods import METHODS, PROMPTS, Method, Painted
-from .pipelines import cpu_threads, load_pipeline, paint, progress_bar, save_picture
+from .pipelines import cpu_threads, is_small, load_pipeline, paint, progress_bar, save_picture
+from .report import measure, print_table, summary
 
 
 @command
@@ -30,14 +41,20 @@ def demo(
     ] = None,
     tiles: Annotated[int, typer.Option(min=4, help="Width of the panoramas in native tiles.")] = 6,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt and method, for the intervals.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; it is the one that is saved.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first picture; it is the one that is saved.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = SHIPPED_GUIDANCE,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures painted at once; default all seeds of a small model, one of another."),
+    ] = None,
     threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads; models as small as the shipped one are quickest on one.")
-    ] = 1,
+        int | None, typer.Option(min=1, help="CPU threads; default one for a small model, as torch has it for another.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Paint wrapped panorama strips three ways from one seed, and measure their seams.
@@ -48,58 +65,78 @@ def demo(
 
     [dim]Example: tiledattn demo --out build/demo[/dim]
     """
-    from .report import measure, print_table, summary
-    from .sheet import draw_sheet
-
+    check_words(prompt or (), None, guidance)
+    prompts = named(prompt) if prompt else PROMPTS
+    places = _places(out, prompts)
     begin = time.perf_counter()
     pipe = load_pipeline(model, device, dtype)
-    prompts = PROMPTS if not prompt else {_short(text): text for text in prompt}
+    with bad_usage("--model"):
+        native = native_size(pipe)
+    # Threads spend most of their time on a small model waiting for one another, and on a busy machine nearly all of it.
+    small = is_small(pipe)
+    threads, batch = threads or (1 if small else None), batch or (seeds if small else 1)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance}
     with cpu_threads(threads), progress_bar() as bar:
-        task = bar.add_task("painting", total=steps * len(METHODS) * len(prompts))
+        task = bar.add_task("painting", total=steps * len(METHODS) * len(prompts) * -(-seeds // batch))
 
         def advance(method: Method, name: str) -> None:
             bar.update(task, advance=1, description=f"{name}, {method.name}")
 
-        painted = paint_all(pipe, prompts, tiles, seed, seeds, advance, **settings)
+        canvas = Canvas(native, tiles)
+        painted = paint_all(pipe, prompts, canvas, range(seed, seed + seeds), batch, advance, **settings)
     for one in painted:
-        save_picture(to_pil(one.pictures[0]), out / f"{one.prompt}-{one.method.key}.png")
+        save_picture(to_pil(one.pictures[0]), places[one.prompt, one.method.key])
+    write_report(painted, out)
+    typer.echo(summary(painted, steps, time.perf_counter() - begin))
+    typer.echo(f"{out / 'sheet.png'}: all of it on one sheet; the pictures and figures.json lie beside it")
+
+
+def write_report(painted: Sequence[Painted], out: Path) -> None:
+    """Measures the pictures, writes the figures and the sheet into `out`, and prints the table."""
+    from .sheet import draw_sheet
+
     rows = [measure([one for one in painted if one.method is method]) for method in METHODS]
     with whole_file(out / "figures.json") as temporary:
         temporary.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
     draw_sheet(painted, rows, out / "sheet.png")
     print_table(rows)
-    typer.echo(summary(painted, steps, time.perf_counter() - begin))
-    typer.echo(f"{out / 'sheet.png'}: all of it on one sheet; the pictures and figures.json lie beside it")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The panoramas: `tiles` native tiles of (height, width) pixels abreast."""
+
+    native: tuple[int, int]
+    tiles: int
 
 
 def paint_all(
     pipe: Any,
     prompts: dict[str, str],
-    tiles: int,
-    seed: int,
-    count: int,
+    canvas: Canvas,
+    seeds: range,
+    batch: int,
     advance: Callable[[Method, str], None],
     **settings: Any,
 ) -> list[Painted]:
-    """Every prompt by every method, all of its pictures in one call of the pipeline.
+    """Every prompt by every method.
 
     Args:
         pipe: a Stable Diffusion pipeline.
         prompts: short name to prompt.
-        tiles: width of the panoramas in native tiles.
-        seed: of the first picture; all pictures of all prompts start from noise of their own, which the methods
-            share.
-        count: pictures per prompt and method.
+        canvas: the size of the panoramas.
+        seeds: of the first prompt; those of the next follow. All pictures start from noise of their own, which the
+            methods share.
+        batch: pictures in one call of the pipeline at most; what is painted doesn't depend on it.
         advance: called after each denoising step.
         settings: further arguments of the pipeline.
     """
     painted = []
     for place, (name, text) in enumerate(prompts.items()):
-        own = [place * count + seed + k for k in range(count)]
+        own = [place * len(seeds) + s for s in seeds]
         for method in METHODS:
             step_done = partial(advance, method, name)
-            painted.append(paint_one(pipe, method, name, text, tiles, own, step_done, **settings))
+            painted.append(paint_one(pipe, method, name, text, canvas, own, batch, step_done, **settings))
     return painted
 
 
@@ -108,8 +145,9 @@ def paint_one(
     method: Method,
     name: str,
     text: str,
-    tiles: int,
+    canvas: Canvas,
     seeds: Sequence[int],
+    batch: int,
     advance: Callable[[], None],
     **settings: Any,
 ) -> Painted:
@@ -120,27 +158,30 @@ def paint_one(
     from ..geometry import TileLayout
     from ..metrics import overlap_disagreement
 
-    native = native_size(pipe)
-    disagreement: list[float] = []
-
-    def look(predictions: Any, layout: TileLayout, _step: int) -> None:
-        disagreement.append(overlap_disagreement(predictions, layout))
-
-    with enable_tiling(pipe, tile=native, wrap=(False, True), **method.options(native)) as handle:
-        if method.overlap:
-            handle.on_tiles = look
+    height, width = canvas.native
+    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
+    disagreement: list[list[float]] = [[] for _ in parts]
+    images = []
+    with enable_tiling(pipe, tile=canvas.native, wrap=(False, True), **method.options(width)) as handle:
         begin = time.perf_counter()
-        output = paint(
-            pipe,
-            advance,
-            prompt=text,
-            height=native,
-            width=native * tiles,
-            num_images_per_prompt=len(seeds),
-            generator=[torch.Generator().manual_seed(s) for s in seeds],
-            output_type="np",
-            **settings,
-        )
+        for part, steps in zip(parts, disagreement, strict=True):
+
+            def look(predictions: Any, layout: TileLayout, _step: int, steps: list[float] = steps) -> None:
+                steps.append(overlap_disagreement(predictions, layout))
+
+            handle.on_tiles = look if method.overlap else None
+            output = paint(
+                pipe,
+                advance,
+                prompt=text,
+                height=height,
+                width=width * canvas.tiles,
+                num_images_per_prompt=len(part),
+                generator=[torch.Generator().manual_seed(s) for s in part],
+                output_type="np",
+                **settings,
+            )
+            images.append(np.asarray(output.images, dtype=np.float32))
         seconds = time.perf_counter() - begin
         latents, pixels = handle.layout, handle.options.pixels
         period = handle.options.granularity * pixels
@@ -151,14 +192,22 @@ def paint_one(
         tuple(n * pixels for n in latents.overlap),
         latents.wrap,
     )
-    pictures = np.moveaxis(np.asarray(output.images, dtype=np.float64), -1, 1)
-    return Painted(method, name, layout, period, pictures, seconds / len(seeds), tuple(disagreement))
+    pictures = np.moveaxis(np.concatenate(images), -1, 1)
+    pooled = np.sqrt(np.average(np.square(disagreement), axis=0, weights=[len(part) for part in parts]))
+    return Painted(method, name, layout, period, pictures, seconds / len(seeds), tuple(pooled.tolist()))
 
 
-def native_size(pipe: Any) -> int:
-    """The model's native width in pixels."""
-    sample = pipe.unet.config.sample_size
-    return int((sample if isinstance(sample, int) else sample[-1]) * pipe.vae_scale_factor)
+def native_size(pipe: Any) -> tuple[int, int]:
+    """The model's native (height, width) in pixels.
+
+    Raises:
+        TypeError, ValueError: a pipeline that can't be tiled.
+    """
+    from ..diffusers import enable_tiling
+
+    with enable_tiling(pipe) as handle:
+        (height, width), pixels = handle.options.tile, handle.options.pixels
+    return height * pixels, width * pixels
 
 
 def to_pil(picture: Any) -> Any:
@@ -168,6 +217,23 @@ def to_pil(picture: Any) -> Any:
     return Image.fromarray((np.moveaxis(picture, 0, -1).clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _short(text: str) -> str:
-    """A prompt as a file name."""
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40] or "prompt"
+def _places(out: Path, prompts: dict[str, str]) -> dict[tuple[str, str], Path]:
+    """The pictures' paths by prompt's name and method's key; everything that the demo writes is writable then."""
+    places = {(name, method.key): out / f"{name}-{method.key}.png" for name in prompts for method in METHODS}
+    for path in (*places.values(), out / "figures.json", out / "sheet.png"):
+        check_out(path)
+    return places
+
+
+def named(prompts: Sequence[str]) -> dict[str, str]:
+    """Prompts by names that are fit for files and different from one another, in any script."""
+    names: dict[str, str] = {}
+    for text in prompts:
+        words = re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
+        short = name = "-".join(words)[:40].rstrip("-") or "prompt"
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{short}-{number}"
+        names[name] = text
+    return names

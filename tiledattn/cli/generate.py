@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .command import (
+    MAX_SEED,
     SHIPPED_GUIDANCE,
     DebugOption,
     bad_usage,
+    check_words,
     command,
     parse_extent,
     parse_halo,
@@ -20,6 +23,12 @@ from .command import (
     read,
 )
 from .pipelines import check_picture_path, load_pipeline, paint, progress_bar, save_picture
+
+if TYPE_CHECKING:
+    from ..diffusers.options import Options
+
+# Stable Diffusion pipelines take only multiples of it, whatever their VAE.
+PIPELINE_STEP = 8
 
 
 @command
@@ -44,7 +53,7 @@ def generate(
     halo_schedule: Annotated[str, typer.Option(help="The halo's weight: constant or quadratic.")] = "constant",
     backend: Annotated[str, typer.Option(help="Backend of the operations; see tiledattn doctor.")] = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the noise.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; default 1.5 or the pipeline's.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -74,14 +83,14 @@ def generate(
         "backend": backend,
     }
     canvas = None if size is None else read("--size", parse_size, size)
-    with bad_usage("--out"):
-        check_picture_path(out)
+    check_picture_path(out)
+    check_words([prompt], negative_prompt, guidance)
     pipe = load_pipeline(model, device, dtype)
     begin = time.perf_counter()
     picture, tiles = _paint_one(pipe, options, canvas, steps, seed, prompt, negative_prompt, guidance, model is None)
     save_picture(picture, out)
     seconds = time.perf_counter() - begin
-    typer.echo(f"{out}: {picture.width}x{picture.height} pixels, {tiles} tiles, {seconds:.1f} s")
+    typer.echo(f"{out}: {picture.width}x{picture.height} pixels, {tiles} tile{'s' * (tiles > 1)}, {seconds:.1f} s")
 
 
 def _paint_one(
@@ -110,7 +119,8 @@ def _paint_one(
         native = [length * pixels for length in handle.options.tile]
         height, width = canvas or (native[0], 4 * native[1])
         with bad_usage("--size"):
-            layout = handle.options.layout_for(*_latents(height, width, pixels))
+            _check_canvas(height, width, handle.options)
+            layout = handle.options.layout_for(height // pixels, width // pixels)
         task = bar.add_task("painting", total=steps)
         output = paint(
             pipe,
@@ -125,9 +135,13 @@ def _paint_one(
     return output.images[0], layout.num_tiles
 
 
-def _latents(height: int, width: int, pixels: int) -> tuple[int, int]:
+def _check_canvas(height: int, width: int, options: Options) -> None:
+    """Raises ValueError naming the nearest lengths, where the model's levels or its pipeline can't divide one."""
+    tile = [length * options.pixels for length in options.tile]
+    tiled = height > tile[0] or width > tile[1] or any(options.wrap)
+    step = math.lcm(PIPELINE_STEP, options.pixels * (options.granularity if tiled else 1))
     for name, length in (("height", height), ("width", width)):
-        if length % pixels:
-            near = length // pixels * pixels
-            raise ValueError(f"{name}: got {length} pixels; the nearest that work are {near} and {near + pixels}")
-    return height // pixels, width // pixels
+        if length % step:
+            below = length // step * step
+            nearest = f"nearest that work are {below} and {below + step}" if below else f"nearest that works is {step}"
+            raise ValueError(f"{name}: got {length} pixels; the {nearest}")

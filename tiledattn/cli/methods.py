@@ -32,7 +32,7 @@ class Method:
     window: str = "hann"
 
     def options(self, tile: int) -> dict[str, Any]:
-        """Arguments of `enable_tiling` for a tile of `tile` pixels."""
+        """Arguments of `enable_tiling` for a tile `tile` pixels wide."""
         return {
             "overlap": (0, tile // self.overlap if self.overlap else 0),
             "halo": (0, tile // self.halo if self.halo else 0),
@@ -68,7 +68,7 @@ class Painted:
     prompt: str
     layout: TileLayout
     period: int
-    pictures: NDArray[np.float64]
+    pictures: NDArray[np.floating[Any]]
     seconds: float
     disagreement: tuple[float, ...]
 

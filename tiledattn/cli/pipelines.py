@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import whole_file
-from .command import SHIPPED_MODEL, bad_usage
+from .command import SHIPPED_MODEL, UsageError, bad_usage, check_out
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SMALL = 30_000_000  # parameters; Stable Diffusion 1.5 has 860 million
 
 
 def shipped_model() -> Path:
@@ -45,14 +46,14 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
 
     kind = getattr(torch, dtype) if dtype != "auto" else torch.float16 if place.type == "cuda" else torch.float32
     diffusers = _quiet_diffusers()
-    source = Path(shipped_model() if model is None else model)
-    local = source.is_dir()
-    if model is None and not (source / "model_index.json").is_file():
+    source = str(shipped_model()) if model is None else model
+    local = Path(source).is_dir()
+    if model is None and not Path(source, "model_index.json").is_file():
         raise FileNotFoundError(f"the shipped model is missing from {source}; reinstall, or give --model")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe = diffusers.DiffusionPipeline.from_pretrained(str(source), torch_dtype=kind, local_files_only=local)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=kind, local_files_only=local)
     except (OSError, ValueError) as error:
         if local:
             raise
@@ -75,31 +76,35 @@ def paint(pipe: Any, advance: Callable[[], None], **arguments: Any) -> Any:
 
 
 def progress_bar() -> Any:
-    """A rich progress bar on stderr: what is painted, the share done, and the time left."""
+    """A rich progress bar on stderr, if that is a terminal: what is painted, the share done, and the time left."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Lets torch use `count` CPU threads inside.
+def is_small(pipe: Any) -> bool:
+    """Whether a pipeline's denoiser is about as small as the shipped one."""
+    model = getattr(pipe, "unet", None)
+    return model is not None and sum(p.numel() for p in model.parameters()) <= SMALL
 
-    On tensors this small the threads spend most of their time waiting for one another, and on a busy machine nearly
-    all of it.
-    """
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Lets torch use `count` CPU threads inside; None leaves the number as it is."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(before if count is None else count)
     try:
         yield
     finally:
@@ -113,9 +118,10 @@ def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
 
 
 def check_picture_path(path: Path) -> None:
-    """Raises ValueError for an ending that is no picture's."""
+    """Raises UsageError for an ending that is no picture's, and a path that can't be written."""
     if path.suffix.lower() not in PICTURES:
-        raise ValueError(f"got {str(path)!r}; its ending must be one of {', '.join(PICTURES)}")
+        raise UsageError(f"--out: got {str(path)!r}; its ending must be one of {', '.join(PICTURES)}")
+    check_out(path)
 
 
 def _device(name: str) -> torch.device:
@@ -126,10 +132,21 @@ def _device(name: str) -> torch.device:
     with bad_usage("--device"):
         try:
             device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"got {name!r}; expected auto, cpu, cuda, cuda:1 or another device of torch") from error
+        if device.type == "meta":
+            raise ValueError("got 'meta', which holds no values; expected auto, cpu, cuda, cuda:1, ...")
+        try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"got {name!r}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"got {name!r}, which torch can't use here: {_reason(error)}") from error
     return device
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error of torch about a device; it goes on for a page."""
+    first = (str(error).splitlines() or [""])[0].split(". ")[0]
+    return "this build of torch lacks it" if "aten::" in first or not first else first
 
 
 def _quiet_diffusers() -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .command import DebugOption, bad_usage, command, parse_extent, parse_halo, parse_size, parse_wrap, read
+from .command import DebugOption, bad_usage, check_out, command, parse_extent, parse_halo, parse_size, parse_wrap, read
 
 
 @command
@@ -18,7 +18,9 @@ def plot(
     halo: Annotated[str, typer.Option(help='Reach beyond a tile, a number, WxH or "all".')] = "0",
     wrap: Annotated[str, typer.Option(help="Periodic axes: none, x, y or xy.")] = "none",
     highlight: Annotated[int | None, typer.Option(help="Number of the tile whose halo is drawn.")] = None,
-    out: Annotated[Path, typer.Option(help="Picture to write: .png, .svg or .pdf.")] = Path("layout.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write: .png, .svg or .pdf.")] = Path(
+        "layout.png"
+    ),
     debug: DebugOption = False,
 ) -> None:
     """Draw a layout: canvas, tiles, overlaps, and one tile's halo coloured by the tiles that lend it.
@@ -28,6 +30,7 @@ def plot(
     canvas, reach = read("--size", parse_size, size), read("--halo", parse_halo, halo)
     tiles, shared = read("--tile", parse_extent, tile), read("--overlap", parse_extent, overlap)
     periodic = read("--wrap", parse_wrap, wrap)
+    check_out(out)
 
     from ..geometry import TileLayout
 

@@ -28,7 +28,7 @@ class Row:
     per_prompt: dict[str, Interval]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; no number is NaN."""
+        """JSON-ready; None for what is NaN or infinite."""
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
@@ -108,4 +108,4 @@ def _cell(found: Interval) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

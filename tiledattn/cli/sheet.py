@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def draw_sheet(painted: Sequence[Painted], rows: Sequence[Row], path: Path) -> N
             _write(figure, total, left + width + 12, y + STRIP + height / 2, contrast, size=13, color=INK)
             if column == 0:
                 _label(figure, total, y + STRIP + height / 2, rows[lane_number])
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        # Names in a script that matplotlib's font lacks are boxes on the sheet, no lines on stderr.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
