@@ -219,9 +219,11 @@ def test_calls_that_cannot_be_tiled(change: dict[str, Any], kind: type[Exception
         assert model(X, T, **KWARGS).sample.shape == X.shape
 
 
-def test_arguments_given_twice_or_too_many() -> None:
+def test_arguments_given_twice_or_too_many_or_not_at_all() -> None:
     model = make_unet("sd")
     with td.enable_tiling(model, **LATENT):
+        with pytest.raises(TypeError, match="missing sample, encoder_hidden_states"):
+            model(timestep=1)
         with pytest.raises(TypeError, match="several values"):
             model(X, T, sample=X, **KWARGS)
         with pytest.raises(TypeError, match="positional"):

@@ -156,6 +156,25 @@ def test_what_cannot_be_coupled_is_refused(kind: str) -> None:
     assert "conv_halo=False" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "pad", "mode"),
+    [
+        ((12, 64, 8), (0, 8), "constant"),  # channels of tokens
+        ((12, 64, 8), (0, 0, 0, 3), "constant"),  # tokens, for a kernel's sake
+        ((12, 2, 64, 4), (0, 4), "constant"),  # the head dim of attention
+        ((12, 8, 8, 8), (0, 0, 0, 0, 0, 4), "constant"),  # channels of a canvas
+        ((11, 8, 8, 8), (1, 1, 1, 1), "reflect"),  # rows of no tiles
+        ((3, 8), (1, 0), "constant"),
+        ((2, 3, 4, 8, 8), (1, 1, 1, 1), "constant"),
+    ],
+)
+def test_padding_of_what_is_no_canvas_passes(shape: tuple[int, ...], pad: tuple[int, ...], mode: str) -> None:
+    x = torch.randn(shape)
+    with CouplingMode(Frame(LAYOUTS[0]), rings=True, norm="canvas"):
+        got = F.pad(x, pad, mode)
+    assert torch.equal(got, F.pad(x, pad, mode))
+
+
 @pytest.mark.parametrize("shape", [(12, 8, 5, 5), (12, 8, 8, 4), (11, 8, 8, 8), (8, 8, 8)])
 def test_a_tensor_of_no_level_is_refused(shape: tuple[int, ...]) -> None:
     conv = nn.Conv2d(8, 8, 3, padding=1)

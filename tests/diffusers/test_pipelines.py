@@ -99,6 +99,18 @@ def test_custom_window(sd: Any) -> None:
         assert paint(sd, 64, 160).isfinite().all()
 
 
+def test_custom_window_on_a_canvas_lower_than_the_tile(sd: Any) -> None:
+    """One tile down: the ramp has nobody to share with there, whatever it is."""
+    ramp = torch.linspace(0.1, 1.0, 64 // FACTOR)
+    results = []
+    for vertical in (ramp, torch.ones(64 // FACTOR)):
+        with td.enable_tiling(sd, tile=64, overlap=32, window=(vertical, ramp)):
+            results.append(paint(sd, 48, 160))
+    assert torch.equal(*results)
+    with td.enable_tiling(sd, tile=64, overlap=32, window=(ramp, torch.ones(64 // FACTOR))):
+        assert error(paint(sd, 48, 160), results[0]) > ROUNDING
+
+
 def test_plain_blending_is_tiles_apart(sd: Any) -> None:
     """Nothing crosses a border: MultiDiffusion. Processors are untouched, and each tile is the model's own."""
     processors = dict(sd.unet.attn_processors)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from tiny_diffusers import FACTOR, circular, error, paint, shake
+from tiny_diffusers import FACTOR, circular, error, make_vae, paint, shake
 from torch import Tensor
 
 import tiledattn.diffusers as td
@@ -126,6 +126,36 @@ def test_two_pipelines_with_one_vae(sd: Any, sdxl: Any) -> None:
     second.disable()
     assert torch.equal(decoded(sd, latents()), want)
     assert vars(sd.vae) == vae
+
+
+def test_a_vae_put_in_later_is_followed(sd: Any) -> None:
+    first, second = sd.vae, make_vae()
+    with td.enable_tiling(sd, wrap=True):
+        want = paint(sd, output_type="pt")
+        sd.vae = second
+        assert torch.equal(paint(sd, output_type="pt"), want)
+        assert "decode" in vars(second)
+        assert "decode" not in vars(first)
+    assert "decode" not in vars(second)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.0])
+def test_the_ends_are_as_good_as_inside_with_the_vaes_tiling(sd: Any, factor: float) -> None:
+    """The error against exact circular decoding jumps no more across the ends than from pixel to pixel inside."""
+    turn = torch.sin(torch.arange(64) / 64 * 2 * torch.pi)
+    z = 0.3 * latents(height=16, width=64) + 1.5 * turn  # the VAE's tiles differ in their norms' statistics
+    exact = decoded(sd, z, (False, True))
+    sd.vae.enable_tiling()
+    sd.vae.tile_overlap_factor = factor
+
+    def jumps(wrap: Any) -> tuple[float, Tensor]:
+        wrong = (decoded(sd, z, wrap) - exact).mean(1)
+        step = (wrong - wrong.roll(1, -1)).abs().mean((0, 1))
+        return float(step[0]), step[1:]
+
+    ends, inside = jumps((False, True))
+    assert ends < (2 * float(inside.mean()) if factor else float(inside.max()))
+    assert jumps(False)[0] > 3 * ends
 
 
 def test_ends_of_a_panorama_meet(sd: Any) -> None:

@@ -50,9 +50,9 @@ class Tiling:
         self._swap = ProcessorSwap(
             family.self_attentions(model), family.cross_attentions(model), options.has_halo, self._current
         )
-        vae = None if pipe is None else getattr(pipe, "vae", None)
-        self._vae: Weak[Any] | None = Weak(vae) if vae is not None and any(options.wrap) else None
-        self._decode = CircularDecode(options.wrap, options.pixels, options.backend)
+        self._pipe = Weak(pipe) if pipe is not None and any(options.wrap) else None
+        self._vae: Weak[Any] | None = None
+        self._decode: CircularDecode | None = None
         self._steps: SchedulerSteps | CountedSteps = CountedSteps(options.num_steps)
         if pipe is not None and options.num_steps is None:
             self._steps = SchedulerSteps(pipe)
@@ -74,9 +74,8 @@ class Tiling:
         if model is not None and tiling_of(model) is self:
             remove_hook(model)
             self._swap.restore(model)
-        if self._vae is not None:
-            self._decode.remove(self._vae())
-            self._vae = None
+        self._pipe = None
+        self._make_circular(None)
 
     def __enter__(self) -> Tiling:
         return self
@@ -106,10 +105,29 @@ class Tiling:
     def install(self) -> None:
         """Puts the tiling in force."""
         self._swap.adopt()
-        model, vae = self._model(), None if self._vae is None else self._vae()
+        model = self._model()
         assert model is not None
         install_hook(model, InnermostHook(self._run))
+        self._follow_vae()
+
+    def _follow_vae(self) -> None:
+        """Makes the VAE that the pipeline has now decode with circular context on wrapped axes."""
+        pipe = None if self._pipe is None else self._pipe()
+        if pipe is not None:
+            self._make_circular(getattr(pipe, "vae", None))
+
+    def _make_circular(self, vae: Any | None) -> None:
+        before = None if self._vae is None else self._vae()
+        if vae is before and (vae is not None or self._decode is None):
+            return
+        if self._decode is not None:
+            self._decode.remove(before)
+        self._vae, self._decode = None, None
         if vae is not None:
+            self._vae, self._decode = (
+                Weak(vae),
+                CircularDecode(self.options.wrap, self.options.pixels, self.options.backend),
+            )
             self._decode.install(vae)
 
     def _run(self, model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -130,6 +148,8 @@ class Tiling:
             )
         layout = options.layout_for(canvas.shape[-2], canvas.shape[-1])
         self._swap.adopt()
+        if not torch.compiler.is_compiling():
+            self._follow_vae()
         step, weight = 0, 1.0
         if options.halo_schedule != "constant" or self.on_tiles is not None:
             step, weight = self._step(family.timestep_of(call))
