@@ -9,6 +9,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -168,6 +169,23 @@ def test_ctrl_c_during_the_imports_is_130(monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__import__", interrupted)
     assert main(["--help"]) == 130
     assert capsys.readouterr().err == "tiledattn: stopped\n"
+
+
+def test_ctrl_c_in_a_finaliser_is_not_lost(tmp_path, monkeypatch, capsys):
+    class Finalised:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def slow(self, *arguments, **options):
+        Finalised()
+        for _ in range(500):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(tiledattn.TileLayout, "plot", slow)
+    before = sys.unraisablehook
+    assert main(["plot", "--size", "64x64", "--tile", "32", "-o", str(tmp_path / "layout.png")]) == 130
+    assert capsys.readouterr().err == "tiledattn: stopped; no file was left half-written\n"
+    assert sys.unraisablehook is before
 
 
 def test_doctor_prints_versions_devices_and_backends(capsys):

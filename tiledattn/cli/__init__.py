@@ -6,7 +6,11 @@ Exit codes: 0 done, 1 an error (one line on stderr; `--debug` shows where), 2 ba
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import threading
+from _thread import interrupt_main
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["main"]
 
@@ -14,12 +18,30 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line on `arguments` (default: the process's) and returns its exit code."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        with _no_lost_interrupt():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("tiledattn: stopped", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _no_lost_interrupt() -> Iterator[None]:
+    """Sends a Ctrl-C again that fell into a finaliser, where Python prints the exception and goes on."""
+
+    def again(lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, interrupt_main).start()
+        else:
+            before(lost)
+
+    before, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _run(arguments: list[str]) -> int:
