@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
+import inspect
+import pickle
 import threading
 import weakref
 from collections.abc import Iterator
@@ -11,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_diffusers import error, make_unet, make_vae, paint, unet_inputs
+from diffusers import StableDiffusionPipeline
+from diffusers.models.normalization import RMSNorm
+from tiny_diffusers import error, make_unet, make_vae, paint, quiet, unet_inputs
 from torch import Tensor
 
 import tiledattn.diffusers as td
@@ -98,11 +103,16 @@ def test_a_deep_copy_is_tiled_on_its_own(halo: int) -> None:
     assert not any(isinstance(p, td.CrossTileAttnProcessor) for p in twin.attn_processors.values())
 
 
-def test_a_deep_copy_under_a_strangers_wrapper_and_of_a_foreign_forward() -> None:
+def test_a_deep_copy_of_a_copy_with_a_forward_of_its_own() -> None:
     unet = make_unet("sd")
+    unet.forward = functools.partial(type(unet).forward, unet)
     tiling = td.enable_tiling(unet, **OPTIONS)
+    tiled = call(unet)
     twin = copy.deepcopy(copy.deepcopy(unet))
-    assert torch.equal(call(twin), call(unet))
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.zero_()
+    assert torch.equal(call(twin), tiled)
     with pytest.raises(TypeError, match="deepcopy the pipeline or the model"):
         copy.deepcopy(tiling)
 
@@ -133,6 +143,13 @@ def test_a_deep_copy_of_a_vae_alone(sd: Any) -> None:
         assert torch.equal(twin.decode(z).sample, want)
 
 
+def test_pickling_is_refused() -> None:
+    unet = make_unet("sd")
+    with td.enable_tiling(unet, **OPTIONS), pytest.raises(TypeError, match="disable_tiling first"):
+        pickle.dumps(unet)
+    assert torch.equal(call(pickle.loads(pickle.dumps(unet))), call(unet))
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     gc.collect()
@@ -145,8 +162,7 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.parametrize("keep", ["handle", "nothing"])
 @pytest.mark.usefixtures("no_collector")
 def test_models_are_freed_with_their_pipeline(sd_parts: dict[str, Any], disabled: bool, keep: str) -> None:
-    pipe = type_of_pipe()(**{**sd_parts, "unet": make_unet("sd"), "vae": make_vae()})
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet(StableDiffusionPipeline(**{**sd_parts, "unet": make_unet("sd"), "vae": make_vae()}))
     handle: Any = td.enable_tiling(pipe, tile=64, halo=16, wrap=True, halo_schedule="quadratic")
     paint(pipe, steps=1, output_type="pt")
     if disabled:
@@ -161,12 +177,6 @@ def test_models_are_freed_with_their_pipeline(sd_parts: dict[str, Any], disabled
         handle.disable()
 
 
-def type_of_pipe() -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline
-
-
 def test_a_forward_without_its_model_says_so() -> None:
     unet = make_unet("sd")
     td.enable_tiling(unet, **OPTIONS)
@@ -178,20 +188,18 @@ def test_a_forward_without_its_model_says_so() -> None:
 
 
 def test_the_signature_is_the_models(sd: Any) -> None:
-    import inspect
-
     want = inspect.signature(sd.unet.forward)
     with td.enable_tiling(sd):
         assert inspect.signature(sd.unet.forward) == want
 
 
 def test_autocast_with_norms_of_queries_and_keys() -> None:
-    """Layer norms give float32 there, and values stay half."""
+    """Such norms give float32 there, and values stay half."""
     unet = make_unet("sd")
     for layer in unet.modules():
         if hasattr(layer, "to_q"):
-            layer.norm_q = torch.nn.LayerNorm(layer.inner_dim // layer.heads)
-            layer.norm_k = torch.nn.LayerNorm(layer.inner_dim // layer.heads)
+            layer.norm_q = RMSNorm(layer.inner_dim // layer.heads, 1e-5)
+            layer.norm_k = RMSNorm(layer.inner_dim // layer.heads, 1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         want = call(unet).float()
         with td.enable_tiling(unet, **{**OPTIONS, "halo": "all"}):

@@ -118,9 +118,11 @@ def _place_in_storage(timestep: Any, timesteps: Tensor) -> int | None:
 
 
 def _is_part(timestep: Any) -> bool:
-    """Whether a timestep is a view into a tensor of other timesteps."""
+    """Whether a timestep was taken out of a tensor of timesteps."""
     if not isinstance(timestep, Tensor):
         return False
+    if timestep.ndim == 0 and timestep._base is not None:
+        return True
     own = timestep.numel() if any(timestep.stride()) else 1
     return timestep.untyped_storage().nbytes() > own * timestep.element_size()
 

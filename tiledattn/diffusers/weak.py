@@ -26,3 +26,6 @@ class Weak(Generic[T]):
         """Refers to the target's copy where there is one already, else to the target."""
         target = self()
         return self if target is None else Weak(memo.get(id(target), target))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a tiled model can't be pickled; call disable_tiling first, or use save_pretrained")
