@@ -194,9 +194,10 @@ def enable_tiling(
     """Makes a pipeline paint any size tile by tile, the tiles of one canvas influencing one another at every step.
 
     The denoiser gets the whole canvas, cuts it into tiles, predicts for all of them in one batch, and blends the
-    predictions. The pipeline stays as it is; call it with the `height` and `width` you want. Enabling again replaces
-    the tiling in force. With halo "all" and the other couplings as by default (for SDXL also size_conditioning
-    "canvas") the result is the untiled model's, to rounding.
+    predictions. The pipeline stays as it is; call it with the `height` and `width` you want. Pipelines that share the
+    model are tiled too. Enabling again replaces the tiling in force, and an inner `with` leaves none behind. With halo
+    "all" and the other couplings as by default (for SDXL also size_conditioning "canvas") the result is the untiled
+    model's, to rounding.
 
     Args:
         pipe_or_model: a pipeline with a `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, SDXL; text-to-image,
@@ -207,7 +208,7 @@ def enable_tiling(
         halo: how far attention sees beyond a tile's border: an int, (height, width) or "all"; default an eighth of
             the tile. 0 leaves the attention processors alone.
         window: weights of overlapping tiles: "uniform", "hann", "linear", "gaussian", or two 1-D tensors (height,
-            width) as long as the tile in latents.
+            width) as long as the tile in latents, unused on an axis with one tile.
         wrap: which axes are periodic, a bool or (height, width): (False, True) is a 360-degree panorama, True a
             seamless texture. A pipeline's VAE then decodes with circular context.
         conv_halo: convolutions read their neighbours' positions instead of zeros.
@@ -216,7 +217,8 @@ def enable_tiling(
             function of (i, n) that returns a number in [0, 1]. i is the place in the scheduler's timesteps, so that
             image-to-image starts in the middle.
         num_steps: steps of a run, for a bare model whose schedule isn't constant: steps are then counted by changes of
-            the timestep. A pipeline's scheduler tells.
+            the timestep, a repeated timestep being the same step. A pipeline's scheduler tells; pass it where another
+            pipeline with a scheduler of its own shares the model.
         size_conditioning: SDXL's `time_ids` per tile: "tile" (sizes that equal the canvas's become the tile's, as in
             training), "crop" (the tile as a crop of one large picture) or "canvas" (untouched).
         backend: backend of the operations, "auto" or a name from `tiledattn.backends()`.
