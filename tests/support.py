@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tiledattn as ta
 from tiledattn.backends import reference
-from tiledattn.geometry import AttentionPlan, attention_plan, normalize_halo
+from tiledattn.geometry import normalize_halo
 
 
 @st.composite
@@ -139,6 +139,17 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, layout: ta.TileLayout, halo: Any, **
     )
 
 
+def halo_rows(layout: ta.TileLayout, halo: Any, prefix: int) -> list[list[tuple[int, int]]]:
+    """Per tile: (tile, place in the sequence) of every token of its halo, found by brute force."""
+    axes, tiles = reference._tiles(layout)
+    number = {index: t for t, index in enumerate(tiles)}
+    reach = normalize_halo(layout, halo)
+    return [
+        [(number[s], prefix + reference._row_major(p, layout.tile)) for s, p in reference._outside(axes, index, reach)]
+        for index in tiles
+    ]
+
+
 def plain_attention(
     q: Tensor,
     k: Tensor,
@@ -152,22 +163,17 @@ def plain_attention(
     scale: float | None = None,
 ) -> Tensor:
     """What one would write by hand: tile by tile, gather, then SDPA in the inputs' precision."""
-    plan: AttentionPlan = attention_plan(layout, normalize_halo(layout, halo))
-    axes, tiles = reference._tiles(layout)
-    number = {index: t for t, index in enumerate(tiles)}
     prefix, repeat = num_prefix_tokens, q.shape[3] // k.shape[3]
     k, v = (x.repeat_interleave(repeat, dim=3) for x in (k, v))
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    for t, index in enumerate(tiles):
-        where = list(reference._outside(axes, index, plan.halo)) if halo_weight > 0 else []
-        rows = [(number[s], prefix + reference._row_major(p, layout.tile)) for s, p in where]
+    for t, rows in enumerate(halo_rows(layout, halo if halo_weight > 0 else 0, prefix)):
         keys, values = (
             torch.cat([x[t]] + [x[u][:, s : s + 1] for u, s in rows], 1).transpose(1, 2).contiguous() for x in (k, v)
         )
         bias = q.new_zeros(q.shape[1], 1, 1, keys.shape[2])
         if prefix_mask is not None:
             bias[:, 0, 0, :prefix].masked_fill_(~prefix_mask[t], -math.inf)
-        if where:
+        if rows:
             bias[..., q.shape[2] :] = math.log(halo_weight)
         own = q.shape[2]
         queries = q[t].transpose(1, 2).contiguous()
@@ -192,21 +198,16 @@ def plain_lse(
     scale: float | None = None,
 ) -> Tensor:
     """The lse by hand: logits of gathered keys in float32 (float64 for float64), then logsumexp; [T, B, H, S]."""
-    plan = attention_plan(layout, normalize_halo(layout, halo))
-    axes, tiles = reference._tiles(layout)
-    number = {index: t for t, index in enumerate(tiles)}
     prefix, own = num_prefix_tokens, q.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k = q.to(wide), k.repeat_interleave(q.shape[3] // k.shape[3], dim=3).to(wide)
     lse = torch.zeros(*q.shape[:2], q.shape[3], own, dtype=wide)
-    for t, index in enumerate(tiles):
-        where = list(reference._outside(axes, index, plan.halo)) if halo_weight > 0 else []
-        rows = [(number[s], prefix + reference._row_major(p, layout.tile)) for s, p in where]
+    for t, rows in enumerate(halo_rows(layout, halo if halo_weight > 0 else 0, prefix)):
         keys = torch.cat([k[t]] + [k[u][:, s : s + 1] for u, s in rows], 1)
         logits = torch.einsum("bqhd,bkhd->bhqk", q[t], keys) * (q.shape[4] ** -0.5 if scale is None else scale)
         if prefix_mask is not None:
             logits[..., :prefix].masked_fill_(~prefix_mask[t, :, None, None], -math.inf)
-        if where:
+        if rows:
             logits[..., own:] += math.log(halo_weight)
             logits[:, :, :prefix, own:] = -math.inf
         lse[t] = torch.logsumexp(logits, -1)
