@@ -117,6 +117,7 @@ class Tiling:
             self._make_circular(getattr(pipe, "vae", None))
 
     def _make_circular(self, vae: Any | None) -> None:
+        """Moves circular decoding to `vae`; None: to nowhere."""
         before = None if self._vae is None else self._vae()
         if vae is before and (vae is not None or self._decode is None):
             return
@@ -124,10 +125,8 @@ class Tiling:
             self._decode.remove(before)
         self._vae, self._decode = None, None
         if vae is not None:
-            self._vae, self._decode = (
-                Weak(vae),
-                CircularDecode(self.options.wrap, self.options.pixels, self.options.backend),
-            )
+            self._vae = Weak(vae)
+            self._decode = CircularDecode(self.options.wrap, self.options.pixels, self.options.backend)
             self._decode.install(vae)
 
     def _run(self, model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
