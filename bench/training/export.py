@@ -37,7 +37,7 @@ without a download; it has no other use.
 import torch
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("tiledattn/models/textures_unet", torch_dtype=torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained("tiledattn/models/textures_unet", dtype=torch.float32)
 pipe("a photo of a brick wall", height=64, width=64, num_inference_steps=20, guidance_scale=1.5).images[0]
 ```
 
@@ -138,6 +138,9 @@ def save(pipe: StableDiffusionPipeline, out: Path, facts: dict[str, Any]) -> Non
     for weights in partial.rglob("*.safetensors"):
         # Written readable by their owner only, which is no use in an installed package.
         weights.chmod(0o644)
+    # transformers loads what the config names, diffusers float32: without this a plain load would mix the two
+    config = partial / "text_encoder" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'))
     _write_vocabulary(pipe.tokenizer, partial / "tokenizer")
     size = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
     (partial / "README.md").write_text(_card(half, facts, size / 1e6), encoding="utf-8")

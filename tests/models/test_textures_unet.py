@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import tiledattn
+from tiledattn.models import textures_unet
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -22,7 +22,7 @@ from diffusers import StableDiffusionPipeline  # noqa: E402
 from skimage.color import rgb2gray  # noqa: E402
 from skimage.transform import rescale  # noqa: E402
 
-MODEL = Path(tiledattn.__file__).parent / "models" / "textures_unet"
+MODEL = Path(textures_unet())
 SCALE = {"brick": 0.40, "grass": 0.50, "gravel": 0.50, "hubble_deep_field": 0.45}
 PROMPT = {
     "brick": "a photo of a brick wall",
@@ -198,3 +198,13 @@ def test_the_autoencoder_keeps_what_was_painted(pipe: StableDiffusionPipeline, m
 def test_painted_contrast_is_of_the_photographs_order(pipe: StableDiffusionPipeline, material: str) -> None:
     painted = rgb2gray(paint(pipe, PROMPT[material], count=SAMPLES)).std()
     assert 0.5 < painted / photograph(material).std() < 1.5
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_it_loads_and_paints_in_one_dtype(dtype):
+    pipe = StableDiffusionPipeline.from_pretrained(textures_unet(), **({} if dtype is None else {"dtype": dtype}))
+    pipe.set_progress_bar_config(disable=True)
+    expected = torch.float32 if dtype is None else dtype
+    assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {expected}
+    picture = pipe("grass", height=64, width=64, num_inference_steps=1, output_type="np").images
+    assert np.isfinite(picture).all()
