@@ -45,3 +45,18 @@ def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not target.startswith(("http:", "https:")):
             assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def python_blocks(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return [b for b in blocks if "stabilityai/" not in b]  # no hub can be reached from a test
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(page)
+    assert len(blocks) >= 2
+    space = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), space)
