@@ -62,6 +62,13 @@ def test_only_self_attention_is_wrapped(unet: Any) -> None:
             assert isinstance(processor, td.CrossTileAttnProcessor) == ("attn1" in name)
 
 
+def test_a_handle_tells_what_it_does(unet: Any) -> None:
+    handle = td.enable_tiling(unet, **OPTIONS)
+    assert repr(handle).startswith("Tiling(enabled, in latents: tile=(16, 16), overlap=(0, 0), halo=(4, 4)")
+    handle.disable()
+    assert repr(handle).startswith("Tiling(disabled")
+
+
 def test_disabling_twice_and_without_a_tiling(sd: Any) -> None:
     td.disable_tiling(sd)
     tiling = td.enable_tiling(sd)

@@ -57,6 +57,13 @@ class Tiling:
         if pipe is not None and options.num_steps is None:
             self._steps = SchedulerSteps(pipe)
 
+    def __repr__(self) -> str:
+        o = self.options
+        return (
+            f"Tiling({'enabled' if self.enabled else 'disabled'}, in latents: tile={o.tile}, overlap={o.overlap}, "
+            f"halo={o.halo!r}, wrap={o.wrap}, conv_halo={o.conv_halo}, norm={o.norm!r}, backend={o.backend!r})"
+        )
+
     @property
     def frame(self) -> Frame | None:
         """The calling thread's forward pass under way, or None."""
