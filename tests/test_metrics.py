@@ -148,7 +148,7 @@ def test_wrap_score(layout):
 
 
 def test_wrap_score_of_a_ramp_follows_the_formula():
-    assert wrap_score(ramp(ROW), layout=LOOP) == pytest.approx(127.0, abs=1e-3)
+    assert wrap_score(ramp(ROW), LOOP) == wrap_score(ramp(ROW), layout=LOOP) == pytest.approx(127.0, abs=1e-3)
     assert wrap_score(ramp(ROW), axis=-2) == pytest.approx(1.0)
 
 
@@ -289,6 +289,10 @@ def test_an_interval_too_wide_for_a_float_is_infinite():
         (lambda: seam_contrast(np.zeros((3, 8, 8)), TileLayout((8, 8), 8)), ValueError, "has no seam"),
         (lambda: tone_step(np.zeros((3, 8, 8)), TileLayout((8, 8), 8)), ValueError, "has no seam"),
         (lambda: tone_step(np.zeros((3, 4)), TileLayout(4, 1)), ValueError, "cells of one position"),
+        (lambda: seam_contrast(np.zeros((16, 128, 3)), ROW), ValueError, r"channels come first: .*permute\(2, 0, 1\)"),
+        (lambda: wrap_score(np.zeros((16, 128, 3)), ROW), ValueError, "channels come first"),
+        (lambda: wrap_score(np.zeros((16, 128, 3))), ValueError, "channels come first"),
+        (lambda: wrap_score(ramp(ROW), -1), TypeError, "layout: got int; expected a TileLayout; give an axis as axis="),
         (lambda: wrap_score(np.zeros(4)), ValueError, r"expected \[\.\.\., C, H, W\]"),
         (lambda: overlap_disagreement(np.zeros((3, 1, 4, 16, 32)), ROW), ValueError, r"expected \[4, B, C, "),
         (lambda: overlap_disagreement(np.zeros((4, 1, 4, 16, 32)), None), TypeError, "layout: got NoneType"),
@@ -313,3 +317,12 @@ def test_an_interval_too_wide_for_a_float_is_infinite():
 def test_errors_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_picture_of_pillow_is_told_how_to_become_an_array():
+    picture = pytest.importorskip("PIL.Image").new("RGB", (128, 16))
+    for measured in (lambda: seam_contrast(picture, ROW), lambda: wrap_score(picture)):
+        with pytest.raises(TypeError, match=r"pictures: got Image; .*channels come first"):
+            measured()
+    moved = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    assert seam_contrast(moved, ROW) == 1.0

@@ -44,7 +44,7 @@ def measure(painted: Sequence[Painted]) -> Row:
         seam_contrast=_pooled(painted, _seams),
         tone_step=_pooled(painted, lambda one: tone_differences(one.pictures, one.layout, axis=1)),
         disagreement=float(np.mean(steps)) if steps else math.nan,
-        wrap_score=_pooled(painted, lambda one: wrap_gradients(one.pictures, 1, one.period, one.layout)),
+        wrap_score=_pooled(painted, lambda one: wrap_gradients(one.pictures, one.layout, one.period, axis=1)),
         per_prompt={one.prompt: ratio_interval(*_seams(one)) for one in painted},
     )
 
@@ -55,7 +55,9 @@ def print_table(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = "1.0 is seamless; below each value its 95% interval over prompts and seeds"
+    title = "1.0 is seamless"
+    if not all(math.isnan(row.seam_contrast.low) for row in rows):
+        title += "; below each value its 95% interval over prompts and seeds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method")
     for name in ("tiles", "computed\nper\nposition", "seconds\nper\npicture"):

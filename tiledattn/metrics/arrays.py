@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 # Added to both sides of a ratio, so that a blank picture is seamless instead of 0/0; 4e-8 of a grey level.
 FLOOR = 1e-9
 
+CHANNELS_FIRST = "channels come first: torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255"
+
 
 def finite(name: str, values: Any) -> Floats:
     """`values` as float64; errors name the argument."""
@@ -37,7 +39,8 @@ def numbers(name: str, values: Any) -> Floats:
             raise TypeError(f"{name}: got dtype {values.dtype}; expected real numbers")
         values = values.double().cpu().numpy()
     elif not isinstance(values, np.ndarray):
-        raise TypeError(f"{name}: got {type(values).__name__}; expected a torch tensor or a numpy array")
+        hint = f"; {CHANNELS_FIRST}" if hasattr(values, "getbands") else ""
+        raise TypeError(f"{name}: got {type(values).__name__}; expected a torch tensor or a numpy array{hint}")
     return finite(name, values)
 
 
@@ -47,15 +50,22 @@ def check_filled(name: str, data: Floats) -> None:
         raise ValueError(f"{name}: got shape {data.shape}, which holds no values; every length must be at least 1")
 
 
+def check_layout(layout: object) -> None:
+    """Raises TypeError for what is no layout."""
+    if not isinstance(layout, TileLayout):
+        hint = "; give an axis as axis=" if isinstance(layout, int) else ""
+        raise TypeError(f"layout: got {type(layout).__name__}; expected a TileLayout{hint}")
+
+
 def pictures_of(pictures: Any, layout: TileLayout) -> Floats:
     """Pictures ``[..., C, *size]`` as float64, checked against their layout."""
-    if not isinstance(layout, TileLayout):
-        raise TypeError(f"layout: got {type(layout).__name__}; expected a TileLayout")
+    check_layout(layout)
     data = numbers("pictures", pictures)
     axes = len(layout.size)
     if data.ndim < 1 + axes or data.shape[-axes:] != layout.size:
         expected = ", ".join(map(str, layout.size))
-        raise ValueError(f"pictures: got shape {data.shape}; expected [..., C, {expected}] for {layout}")
+        hint = f"; {CHANNELS_FIRST}" if data.shape[-axes - 1 : -1] == layout.size else ""
+        raise ValueError(f"pictures: got shape {data.shape}; expected [..., C, {expected}] for {layout}{hint}")
     check_filled("pictures", data)
     return data
 

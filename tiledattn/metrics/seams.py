@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..geometry import TileLayout
-from .arrays import Floats, axes_of, axis_of, log_ratio, pictures_of
+from .arrays import CHANNELS_FIRST, Floats, axes_of, axis_of, check_layout, log_ratio, numbers, pictures_of
 from .lines import Where, check_period, control_lines, no_seam, seam_lines
 
 
@@ -15,6 +15,7 @@ def seam_gradients(
     pictures: Any,
     layout: TileLayout,
     period: int = 1,
+    *,
     axis: int | None = None,
     where: Where = "owner",
 ) -> tuple[Floats, Floats]:
@@ -64,6 +65,7 @@ def seam_contrast(
     pictures: Any,
     layout: TileLayout,
     period: int = 1,
+    *,
     axis: int | None = None,
     where: Where = "owner",
 ) -> Floats:
@@ -71,23 +73,24 @@ def seam_contrast(
 
     1.0 is seamless; above it there is an edge, below it a blur, as averaging in an overlap leaves. Arguments,
     shapes and errors as in `seam_gradients`, whose two results it divides, 1e-9 added to each so that a blank
-    picture has 1.0. For a value with an interval over several pictures give the two to `ratio_interval`.
+    picture has 1.0. One picture has few seams, hence a noisy value: paint several seeds and give
+    `seam_gradients` of them to `ratio_interval`.
     """
-    contrast: Floats = np.exp(log_ratio(*seam_gradients(pictures, layout, period, axis, where)))
+    contrast: Floats = np.exp(log_ratio(*seam_gradients(pictures, layout, period, axis=axis, where=where)))
     return contrast
 
 
 def wrap_gradients(
-    pictures: Any, axis: int = -1, period: int = 1, layout: TileLayout | None = None
+    pictures: Any, layout: TileLayout | None = None, period: int = 1, *, axis: int = -1
 ) -> tuple[Floats, Floats]:
     """Mean |gradient| across the line where an axis's two ends meet, x[0] - x[L - 1], and across control
     lines.
 
     Args:
         pictures: ``[..., C, *size]``; without a layout, ``[..., C, H, W]``.
-        axis: the periodic axis of the layout; without one, -1 for x and -2 for y.
-        period: as in `control_lines`; the control lines are multiples of it.
         layout: the layout in pixels, for control lines away from its seams; without it, away from the ends.
+        period: as in `control_lines`; the control lines are multiples of it.
+        axis: the periodic axis of the layout; without one, -1 for x and -2 for y.
 
     Returns:
         Two arrays of the leading shape.
@@ -97,10 +100,13 @@ def wrap_gradients(
         ValueError: as `seam_gradients`, and an axis that the pictures don't have or that is one position long.
     """
     if layout is None:
-        shape = np.shape(pictures)
+        shape = numbers("pictures", pictures).shape
         if len(shape) < 3 or 0 in shape:
             raise ValueError(f"pictures: got shape {tuple(shape)}; expected [..., C, H, W], none of them 0")
+        if shape[-1] in (3, 4) and shape[-3] not in (1, 3, 4):
+            raise ValueError(f"pictures: got shape {tuple(shape)}; expected [..., C, H, W]; {CHANNELS_FIRST}")
         layout = TileLayout(shape[-2:], shape[-2:], 0, True)
+    check_layout(layout)
     index = axis_of(layout, axis)
     if layout.size[index] == 1:
         raise ValueError(f"axis: got {axis}, which is one position long; nothing lies between its ends")
@@ -110,12 +116,14 @@ def wrap_gradients(
     return profile[..., 0], profile[..., clear or list(lines)].mean(axis=-1)
 
 
-def wrap_score(pictures: Any, axis: int = -1, period: int = 1, layout: TileLayout | None = None) -> Floats:
+def wrap_score(pictures: Any, layout: TileLayout | None = None, period: int = 1, *, axis: int = -1) -> Floats:
     """Seam contrast of the line where the wrapped ends meet: at 1.0 the last column continues into the first.
 
-    Arguments, shapes and errors as in `wrap_gradients`, whose two results it divides, 1e-9 added to each.
+    Arguments, shapes and errors as in `wrap_gradients`, whose two results it divides, 1e-9 added to each. One
+    picture has a single such line, hence a noisy value: paint several seeds and give `wrap_gradients` of them to
+    `ratio_interval`.
     """
-    score: Floats = np.exp(log_ratio(*wrap_gradients(pictures, axis, period, layout)))
+    score: Floats = np.exp(log_ratio(*wrap_gradients(pictures, layout, period, axis=axis)))
     return score
 
 

@@ -11,7 +11,7 @@ from .arrays import Floats, axes_of, log_ratio, pictures_of
 from .lines import cell_lengths, no_seam, seam_lines
 
 
-def tone_differences(pictures: Any, layout: TileLayout, axis: int | None = None) -> tuple[Floats, Floats]:
+def tone_differences(pictures: Any, layout: TileLayout, *, axis: int | None = None) -> tuple[Floats, Floats]:
     """Mean |difference of half-cell means| across the seams, and inside the cells over the same distance.
 
     With d half the shortest cell of an axis, a line p has the difference between the means of positions
@@ -52,16 +52,15 @@ def tone_differences(pictures: Any, layout: TileLayout, axis: int | None = None)
     return np.mean(across, axis=0), np.mean(inside, axis=0)
 
 
-def tone_step(pictures: Any, layout: TileLayout, axis: int | None = None) -> Floats:
+def tone_step(pictures: Any, layout: TileLayout, *, axis: int | None = None) -> Floats:
     """Difference of tile means across a seam / the same distance inside tiles: 1.0 is seamless, above it
     tones jump.
 
     Where a picture's statistics don't depend on the place, both are means of one random variable. Arguments,
     shapes and errors as in `tone_differences`, whose two results it divides, 1e-9 added to each. One picture
-    has few tiles,
-    hence a noisy value: give `tone_differences` of several to `ratio_interval`.
+    has few tiles, hence a noisy value: give `tone_differences` of several to `ratio_interval`.
     """
-    step: Floats = np.exp(log_ratio(*tone_differences(pictures, layout, axis)))
+    step: Floats = np.exp(log_ratio(*tone_differences(pictures, layout, axis=axis)))
     return step
 
 
