@@ -83,6 +83,38 @@ def test_plot_writes_a_picture(tmp_path, layout, halo):
     assert [f.name for f in path.parent.iterdir()] == ["layout.png"]
 
 
+@pytest.mark.parametrize(
+    ("layout", "title"),
+    [
+        (
+            TileLayout((1024, 512), (128, 128), 16, wrap=(False, True)),
+            "45 tiles (9 rows x 5 columns) of 128 x 128 on a",
+        ),
+        (TileLayout((2048, 64), (64, 64)), "32 tiles (32 rows x 1 column) of 64 x 64 on a canvas 2048 high x 64 wide"),
+        (TileLayout((64, 2048), (64, 32), (0, 16)), "of 64 high x 32 wide on a canvas 64 high x 2048 wide"),
+        (TileLayout(64, 64), "1 tile (1 column) of 64 long on a canvas 64 long"),
+        (TileLayout((16, 64, 64), (8, 32, 32)), "8 tiles (2 spans of frames x 2 rows x 2 columns) of 8 frames x 32"),
+    ],
+)
+@pytest.mark.parametrize("halo", [0, "all"])
+def test_all_text_lies_inside_the_picture(layout, title, halo, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def check(self, name, **options):
+        self.canvas.draw()
+        width, height = self.get_size_inches() * self.dpi
+        for part in (*self.texts, *self.legends):
+            box = part.get_window_extent()
+            assert 0 <= box.x0 < box.x1 <= width
+            assert 0 <= box.y0 < box.y1 <= height
+        drawn = self.axes[0].get_window_extent()
+        assert abs((drawn.x0 + drawn.x1) / width - 1) < 0.1
+        assert title in " ".join(text.get_text() for text in self.texts).replace("\N{NO-BREAK SPACE}", " ")
+
+    monkeypatch.setattr(Figure, "savefig", check)
+    layout.plot(tmp_path / "layout.png", halo=halo)
+
+
 def test_the_ending_chooses_the_format(tmp_path):
     TileLayout(64, 32).plot(tmp_path / "layout.svg")
     assert "<svg" in (tmp_path / "layout.svg").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,8 @@ from .geometry.plan import Halo, Rectangle
 INK, GREY, PAPER, SHARED = "#20262e", "#8b95a5", "#f5f6f8", "#3b5bdb"
 OWNER_COLOURS = ("#e8590c", "#0ca678", "#f59f00", "#7048e8", "#1c7ed6", "#d6336c", "#66a80f", "#0b7285")
 MAX_LABELS, MAX_OWNERS = 600, 8
+# Inches: the least width of the text above and below a drawing, and the height of one line of it.
+TEXT_WIDTH, TITLE_LINE, SUBTITLE_LINE, LEGEND_LINE = 4.4, 0.24, 0.19, 0.2
 
 
 def plot_layout(
@@ -44,16 +47,29 @@ def plot_layout(
     height, width = (b - a for a, b in zip(low, high, strict=True))
     inches = min(9.0 / width, 6.5 / height)
     drawn = max(width * inches, 0.2), max(height * inches, 0.2)
-    total = max(drawn[0], 6.2) + 1.0, drawn[1] + 1.7
-    figure = figure_class(figsize=total, facecolor="white")
-    left = 0.55 / total[0]
-    axes = figure.add_axes((left, 0.8 / total[1], drawn[0] / total[0], drawn[1] / total[1]))
+    across = max(drawn[0], TEXT_WIDTH)
+    # Bold letters of 12 points are about 0.109 inches wide, plain ones of 9.5 points 0.078.
+    title = textwrap.wrap(_title(layout), int(across / 0.109))
+    subtitle = textwrap.wrap(_subtitle(layout, halo), int(across / 0.078))
+    figure = figure_class(figsize=(across + 1.0, drawn[1]), facecolor="white")
+    legend, rows = _legend(figure, _entries(flat, reach, chosen), across)
+    above = 0.18 + TITLE_LINE * len(title) + SUBTITLE_LINE * len(subtitle) + 0.14
+    below = 0.52 + LEGEND_LINE * rows
+    total = across + 1.0, above + drawn[1] + below
+    figure.set_size_inches(*total)
+    left = (0.55 + (across - drawn[0]) / 2) / total[0]
+    axes = figure.add_axes((left, below / total[1], drawn[0] / total[0], drawn[1] / total[1]))
     draw_layout(axes, flat, reach, chosen)
     if len(layout.size) == 1:
         axes.set_yticks([])
-    figure.text(left, 1 - 0.3 / total[1], _title(layout), size=12, weight="bold", color=INK, va="center")
-    figure.text(left, 1 - 0.56 / total[1], _subtitle(layout, halo), size=9.5, color=GREY, va="center")
-    _legend(figure, flat, reach, chosen, (left, 0.28 / total[1]))
+    top = 0.18
+    for line, height, style in (
+        *((line, TITLE_LINE, {"size": 12, "weight": "bold", "color": INK}) for line in title),
+        *((line, SUBTITLE_LINE, {"size": 9.5, "color": GREY}) for line in subtitle),
+    ):
+        figure.text(0.55 / total[0], 1 - (top + height / 2) / total[1], line, va="center", **style)
+        top += height
+    legend.set_bbox_to_anchor((0.55 / total[0], 0.12 / total[1]), figure.transFigure)
     _save(figure, path)
 
 
@@ -243,9 +259,8 @@ def _finish(axes: Any, layout: TileLayout) -> None:
         axes.plot([0, width], [height, height], **style)
 
 
-def _legend(
-    figure: Any, layout: TileLayout, reach: tuple[int, ...], chosen: int | None, place: tuple[float, float]
-) -> None:
+def _entries(layout: TileLayout, reach: tuple[int, ...], chosen: int | None) -> list[Any]:
+    """What the legend explains, in the order of reading."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -262,25 +277,49 @@ def _legend(
             entries.append(Patch(facecolor=colour, alpha=0.8, label=label))
         if len(owners) > MAX_OWNERS:
             entries.append(Line2D([], [], linestyle="", label=f"and {len(owners) - MAX_OWNERS} more"))
-    figure.legend(
-        handles=entries,
-        loc="center left",
-        bbox_to_anchor=place,
-        borderaxespad=0,
-        borderpad=0,
-        ncols=len(entries),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        handlelength=1.1,
-        handletextpad=0.4,
-        columnspacing=1.1,
+    return entries
+
+
+def _legend(figure: Any, entries: list[Any], inches: float) -> tuple[Any, int]:
+    """The legend in as few rows as fit into a width, and how many they are."""
+    for rows in range(1, len(entries) + 1):
+        columns = -(-len(entries) // rows)
+        legend = figure.legend(
+            # matplotlib fills column by column; this makes the order that of the rows.
+            handles=[entry for column in range(columns) for entry in entries[column::columns]],
+            loc="lower left",
+            borderaxespad=0,
+            borderpad=0,
+            ncols=columns,
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=INK,
+            handlelength=1.1,
+            handletextpad=0.4,
+            columnspacing=1.1,
+        )
+        if columns == 1 or legend.get_window_extent().width / figure.dpi <= inches:
+            break
+        legend.remove()
+    return legend, -(-len(entries) // columns)
+
+
+def grid_in_words(layout: TileLayout) -> str:
+    """How many tiles a layout has along each axis: "9 rows x 5 columns"."""
+    names = {1: ("column",), 2: ("row", "column"), 3: ("span of frames", "row", "column")}[len(layout.size)]
+    return " x ".join(
+        f"{count} {name if count == 1 else name.replace('span', 'spans') if ' ' in name else f'{name}s'}"
+        for count, name in zip(layout.grid, names, strict=True)
     )
 
 
 def _title(layout: TileLayout) -> str:
-    grid = " x ".join(map(str, layout.grid))
-    return f"{layout.num_tiles} tiles ({grid}) of {_shape(layout.tile)} on a canvas of {_shape(layout.size)}"
+    tiles = "1 tile" if layout.num_tiles == 1 else f"{layout.num_tiles} tiles"
+    square = len(layout.tile) == 2 and len(set(layout.tile)) == 1
+    tile = f"{layout.tile[0]} x {layout.tile[1]}" if square else _shape(layout.tile)
+    # Lines are not broken at these spaces.
+    whole = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in (grid_in_words(layout), tile, _shape(layout.size))]
+    return f"{tiles} ({whole[0]}) of {whole[1]} on a canvas {whole[2]}"
 
 
 def _subtitle(layout: TileLayout, halo: Ints | str) -> str:
@@ -288,16 +327,25 @@ def _subtitle(layout: TileLayout, halo: Ints | str) -> str:
     wrapped = [name for name, wrap in zip(names, layout.wrap, strict=True) if wrap]
     computed = layout.num_tiles * layout.tile_positions / math.prod(layout.size)
     parts = [
-        f"overlap {_shape(layout.overlap)}",
-        f"halo {halo}" if isinstance(halo, (int, str)) else f"halo {_shape(tuple(halo))}",
+        f"overlap {_per_axis(layout.overlap, names)}",
+        f"halo {halo if isinstance(halo, (int, str)) else _per_axis(tuple(halo), names)}",
         f"wraps on {' and '.join(wrapped)}" if wrapped else "no wrap",
         f"{computed:.2f} positions computed per canvas position",
     ]
-    return "   ".join(parts)
+    return ", ".join(parts)
 
 
-def _shape(values: tuple[int, ...]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else " x ".join(map(str, values))
+def _shape(lengths: tuple[int, ...]) -> str:
+    """Lengths with the names of their axes: "1024 high x 512 wide"."""
+    names = {1: ("long",), 2: ("high", "wide"), 3: ("frames", "high", "wide")}[len(lengths)]
+    return " x ".join(f"{length} {name}" for length, name in zip(lengths, names, strict=True))
+
+
+def _per_axis(values: tuple[int, ...], names: tuple[str, ...]) -> str:
+    """One number where all axes have the same, else each with the name of its axis: "16 on y and 0 on x"."""
+    if len(set(values)) == 1:
+        return str(values[0])
+    return " and ".join(f"{value} on {name}" for value, name in zip(values, names, strict=True))
 
 
 def _figure_class() -> Any:

@@ -61,12 +61,12 @@ def test_bad_usage_is_2(arguments, capsys):
         ("--size", "512", "--size: got '512'; expected WxH"),
         ("--size", "0x64", "--size: got '0x64'"),
         ("--tile", "a", "--tile: got 'a'; expected a number such as 64"),
-        ("--tile", "4096", "tile: axis 0 is 4096; it must be between 1 and the canvas's 512"),
-        ("--overlap", "128", "overlap: axis 0 is 128; it must be between 0 and 127"),
+        ("--tile", "4096", "error: --tile: height is 4096; it must be between 1 and the canvas's 512"),
+        ("--overlap", "128x0", "error: --overlap: width is 128; it must be between 0 and 127"),
         ("--halo", "some", "--halo: got 'some'"),
         ("--wrap", "z", "--wrap: got 'z'; expected none, x, y or xy"),
-        ("--highlight", "99", "tile: got 99; the layout has tiles 0 to 31"),
-        ("--out", "layout.xyz", "path: got 'layout.xyz'; its ending"),
+        ("--highlight", "99", "error: --highlight: got 99; the layout has tiles 0 to 31"),
+        ("--out", "layout.xyz", "error: --out: got 'layout.xyz'; its ending"),
     ],
 )
 def test_bad_values_are_one_line_and_2(option, value, message, capsys, tmp_path, monkeypatch):
@@ -88,8 +88,10 @@ def test_plot_draws_the_layout(tmp_path, capsys):
     arguments = ["plot", "--size", "1024x512", "--tile", "128", "--overlap", "16", "--halo", "32x16"]
     arguments += ["--wrap", "x", "--out"]
     assert main([*arguments, str(out)]) == 0
-    assert "50 tiles, grid 5 x 10" in capsys.readouterr().out
+    assert "50 tiles, 5 rows x 10 columns" in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "--size", "64x64", "--tile", "64", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith("1 tile, 1 row x 1 column\n")
 
 
 def test_ctrl_c_is_130_and_leaves_no_file(tmp_path, monkeypatch, capsys):

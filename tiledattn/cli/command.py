@@ -20,8 +20,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
-SHIPPED_MODEL, SHIPPED_GUIDANCE = "textures_unet", 1.5
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default one for a small model, as torch has it for another.")
+]
+SHIPPED_GUIDANCE = 1.5
 MAX_SEED = 2**63 - 1
+# Arguments of the library that options carry the names of.
+OPTIONS = ("size", "tile", "overlap", "halo", "wrap", "norm", "window", "halo_schedule", "backend", "highlight", "out")
 
 
 class UsageError(ValueError):
@@ -54,12 +59,26 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 @contextmanager
-def bad_usage(option: str | None = None) -> Iterator[None]:
-    """Turns a TypeError or ValueError about an option's value into a `UsageError` that names the option."""
+def bad_usage(option: str | None = None, **other_names: str) -> Iterator[None]:
+    """Turns a TypeError or ValueError about an option's value into a `UsageError` that names the option.
+
+    Without `option` it is the argument that the message begins with; `other_names` maps those that are named
+    differently.
+    """
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{option}: {error}" if option else str(error)) from error
+        raise UsageError(f"{option}: {error}" if option else _with_option(str(error), other_names)) from error
+
+
+def _with_option(message: str, other_names: dict[str, str]) -> str:
+    """ "halo_schedule: ..." as "--halo-schedule: ...", "tile height: ..." as "--tile: height: ..."."""
+    found = re.match(r"(\w+)(?: (height|width))?: ", message)
+    name = other_names.get(found[1], found[1]) if found else ""
+    if found is None or name not in OPTIONS:
+        return message
+    rest = re.sub(r"\baxis ([01]) is", lambda axis: f"{('height', 'width')[int(axis[1])]} is", message[found.end() :])
+    return f"--{name.replace('_', '-')}: {f'{found[2]}: ' if found[2] else ''}{rest}"
 
 
 def read(option: str, parse: Callable[[str], T], text: str) -> T:

@@ -33,8 +33,10 @@ def plot(
     check_out(out)
 
     from ..geometry import TileLayout
+    from ..plotting import grid_in_words
 
     with bad_usage():
         layout = TileLayout(canvas, tiles, shared, periodic)
+    with bad_usage(tile="highlight", path="out"):
         layout.plot(out, halo=reach, tile=highlight)
-    typer.echo(f"{out}: {layout.num_tiles} tiles, grid {layout.grid[0]} x {layout.grid[1]}")
+    typer.echo(f"{out}: {layout.num_tiles} tile{'s' * (layout.num_tiles > 1)}, {grid_in_words(layout)}")
