@@ -54,6 +54,11 @@ def test_generate_paints_the_size_asked_for(generate, tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["picture.png"]
 
 
+def test_the_default_size_is_native_whatever_the_tile(generate, tmp_path, capsys):
+    assert generate("--tile", "8") == 0
+    assert "64x16 pixels, 16 tiles" in capsys.readouterr().out
+
+
 def test_generate_is_deterministic_and_options_matter(generate, tmp_path):
     def pixels(*options: str) -> np.ndarray:
         assert generate(*options) == 0
@@ -73,19 +78,20 @@ def test_generate_is_deterministic_and_options_matter(generate, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "90x32"], "--size: width: got 90 pixels; the nearest that work are 88 and 96"),
-        (["--size", "64x33"], "--size: height: got 33 pixels; the nearest that work are 32 and 40"),
-        (["--size", "2x2"], "--size: height: got 2 pixels; the nearest that works is 8"),
+        (["--size", "90x32"], "--size: got 90x32; both must be multiples of 8 pixels here; the nearest that work are "),
+        (["--size", "64x33"], "the nearest that work are 64x32 and 64x40"),
+        (["--size", "2x2"], "--size: got 2x2; both must be multiples of 8 pixels here; the nearest that works is 8x8"),
         (["--prompt", "a \udcff"], r"--prompt: got 'a \udcff', which is not valid UTF-8"),
         (["--negative-prompt", "\udcff"], r"--negative-prompt: got '\udcff'"),
         (["--guidance", "nan"], "--guidance: got nan"),
         (["--device", "meta"], "--device: got 'meta', which holds no values"),
         (["--device", "mps:7"], "--device: got 'mps:7', which torch can't use here: "),
-        (["--tile", "18"], "the nearest are 16"),
-        (["--norm", "none"], "norm: got 'none'; known are tile, neighbours, canvas"),
-        (["--window", "flat"], "window: got 'flat'"),
-        (["--backend", "nosuch"], "backend: got 'nosuch'"),
-        (["--halo-schedule", "cubic"], "halo_schedule: got 'cubic'"),
+        (["--tile", "18"], "error: --tile: height: got 18 pixels; it must be a multiple of 4 here; the nearest are 16"),
+        (["--overlap", "16x0"], "error: --overlap: width: got 16 pixels; it must be below the tile's 16"),
+        (["--norm", "none"], "error: --norm: got 'none'; known are tile, neighbours, canvas"),
+        (["--window", "flat"], "error: --window: got 'flat'"),
+        (["--backend", "nosuch"], "error: --backend: got 'nosuch'"),
+        (["--halo-schedule", "cubic"], "error: --halo-schedule: got 'cubic'"),
         (["--dtype", "int8"], "--dtype: got 'int8'; known are auto, float32"),
         (["--device", "nosuch"], "--device: got 'nosuch'"),
     ],
@@ -162,6 +168,22 @@ def test_a_missing_model_is_one_line_and_1(tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "is neither the folder of a diffusers pipeline" in lines[0]
+    assert lines[0].endswith("has")
+
+
+def test_threads_of_generate(generate, monkeypatch):
+    def recorded(pipe, advance, **arguments):
+        counts.append(torch.get_num_threads())
+        return pipelines.paint(pipe, advance, **arguments)
+
+    counts: list[int] = []
+    monkeypatch.setattr(generate_module, "paint", recorded)
+    with pipelines.cpu_threads(2):
+        assert generate() == generate("--threads", "3") == 0
+        monkeypatch.setattr(pipelines, "SMALL", 0)
+        assert generate() == 0
+        assert torch.get_num_threads() == 2
+    assert counts == [1, 3, 2]
 
 
 def test_ctrl_c_while_painting_is_130_and_leaves_no_file(generate, tmp_path, monkeypatch):
@@ -194,11 +216,12 @@ def demo_run(tiny_model, tmp_path_factory):
     import contextlib
     import io
 
-    out, printed = tmp_path_factory.mktemp("demo"), io.StringIO()
+    out, printed, progress = tmp_path_factory.mktemp("demo"), io.StringIO(), io.StringIO()
     arguments = ["demo", "--model", str(tiny_model), "--out", str(out), "--tiles", "4", "--seeds", "2"]
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(progress):
         code = main([*arguments, "--steps", "2", "-p", "a b", "-p", "c"])
     assert code == 0
+    assert progress.getvalue() == "painting 'a b', 1 of 2\npainting 'c', 2 of 2\n"
     return out, printed.getvalue()
 
 

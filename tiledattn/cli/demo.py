@@ -20,13 +20,24 @@ from .command import (
     MAX_SEED,
     SHIPPED_GUIDANCE,
     DebugOption,
+    ThreadsOption,
     bad_usage,
     check_out,
     check_words,
     command,
 )
 from .methods import METHODS, PROMPTS, Method, Painted
-from .pipelines import cpu_threads, is_small, load_pipeline, paint, progress_bar, save_picture
+from .pipelines import (
+    cpu_threads,
+    is_small,
+    load_pipeline,
+    native_size,
+    note_vocabulary,
+    paint,
+    progress_bar,
+    save_picture,
+    threads_for,
+)
 from .report import measure, print_table, summary
 
 
@@ -41,9 +52,7 @@ def demo(
     ] = None,
     tiles: Annotated[int, typer.Option(min=4, help="Width of the panoramas in native tiles.")] = 6,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt and method, for the intervals.")] = 4,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first picture; it is the one that is saved.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first picture, which is saved.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = SHIPPED_GUIDANCE,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
@@ -52,9 +61,7 @@ def demo(
         int | None,
         typer.Option(min=1, help="Pictures painted at once; default all seeds of a small model, one of another."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default one for a small model, as torch has it for another.")
-    ] = None,
+    threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Paint wrapped panorama strips three ways from one seed, and measure their seams.
@@ -72,18 +79,22 @@ def demo(
     pipe = load_pipeline(model, device, dtype)
     with bad_usage("--model"):
         native = native_size(pipe)
-    # Threads spend most of their time on a small model waiting for one another, and on a busy machine nearly all of it.
-    small = is_small(pipe)
-    threads, batch = threads or (1 if small else None), batch or (seeds if small else 1)
+    note_vocabulary(model, prompts.values())
+    batch = batch or (seeds if is_small(pipe) else 1)
     settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    with cpu_threads(threads), progress_bar() as bar:
+    with cpu_threads(threads_for(pipe, threads)), progress_bar() as bar:
         task = bar.add_task("painting", total=steps * len(METHODS) * len(prompts) * -(-seeds // batch))
 
         def advance(method: Method, name: str) -> None:
             bar.update(task, advance=1, description=f"{name}, {method.name}")
 
         canvas = Canvas(native, tiles)
-        painted = paint_all(pipe, prompts, canvas, range(seed, seed + seeds), batch, advance, **settings)
+
+        def start(name: str) -> None:
+            if bar.disable:
+                typer.echo(f"painting {prompts[name]!r}, {list(prompts).index(name) + 1} of {len(prompts)}", err=True)
+
+        painted = paint_all(pipe, prompts, canvas, range(seed, seed + seeds), batch, start, advance, **settings)
     for one in painted:
         save_picture(to_pil(one.pictures[0]), places[one.prompt, one.method.key])
     write_report(painted, out)
@@ -116,6 +127,7 @@ def paint_all(
     canvas: Canvas,
     seeds: range,
     batch: int,
+    start: Callable[[str], None],
     advance: Callable[[Method, str], None],
     **settings: Any,
 ) -> list[Painted]:
@@ -128,11 +140,13 @@ def paint_all(
         seeds: of the first prompt; those of the next follow. All pictures start from noise of their own, which the
             methods share.
         batch: pictures in one call of the pipeline at most; what is painted doesn't depend on it.
+        start: called with a prompt's short name before it is painted.
         advance: called after each denoising step.
         settings: further arguments of the pipeline.
     """
     painted = []
     for place, (name, text) in enumerate(prompts.items()):
+        start(name)
         own = [place * len(seeds) + s for s in seeds]
         for method in METHODS:
             step_done = partial(advance, method, name)
@@ -195,19 +209,6 @@ def paint_one(
     pictures = np.moveaxis(np.concatenate(images), -1, 1)
     pooled = np.sqrt(np.average(np.square(disagreement), axis=0, weights=[len(part) for part in parts]))
     return Painted(method, name, layout, period, pictures, seconds / len(seeds), tuple(pooled.tolist()))
-
-
-def native_size(pipe: Any) -> tuple[int, int]:
-    """The model's native (height, width) in pixels.
-
-    Raises:
-        TypeError, ValueError: a pipeline that can't be tiled.
-    """
-    from ..diffusers import enable_tiling
-
-    with enable_tiling(pipe) as handle:
-        (height, width), pixels = handle.options.tile, handle.options.pixels
-    return height * pixels, width * pixels
 
 
 def to_pil(picture: Any) -> Any:

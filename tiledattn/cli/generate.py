@@ -13,6 +13,7 @@ from .command import (
     MAX_SEED,
     SHIPPED_GUIDANCE,
     DebugOption,
+    ThreadsOption,
     bad_usage,
     check_words,
     command,
@@ -22,7 +23,17 @@ from .command import (
     parse_wrap,
     read,
 )
-from .pipelines import check_picture_path, load_pipeline, paint, progress_bar, save_picture
+from .pipelines import (
+    check_picture_path,
+    cpu_threads,
+    load_pipeline,
+    native_size,
+    note_vocabulary,
+    paint,
+    progress_bar,
+    save_picture,
+    threads_for,
+)
 
 if TYPE_CHECKING:
     from ..diffusers.options import Options
@@ -38,14 +49,10 @@ def generate(
         str | None, typer.Option(help="Directory or hub id of a diffusers pipeline; default the shipped small one.")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Picture, WxH in pixels; default four native widths by one height.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(help="Picture, WxH in pixels; default four native tiles wide.")] = None,
     tile: Annotated[str | None, typer.Option(help="Tile in pixels, a number or WxH; default native.")] = None,
     overlap: Annotated[str, typer.Option(help="Pixels that adjacent tiles share, a number or WxH.")] = "0",
-    halo: Annotated[
-        str | None, typer.Option(help='Pixels attention sees beyond a tile, a number, WxH or "all".')
-    ] = None,
+    halo: Annotated[str | None, typer.Option(help='Pixels seen beyond a tile, a number, WxH or "all".')] = None,
     norm: Annotated[str, typer.Option(help="Statistics of group norms: tile, neighbours or canvas.")] = "canvas",
     conv_halo: Annotated[bool, typer.Option(help="Convolutions read their neighbours' positions.")] = True,
     window: Annotated[str, typer.Option(help="Blend weights: uniform, hann, linear or gaussian.")] = "hann",
@@ -57,10 +64,13 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; default 1.5 or the pipeline's.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: ThreadsOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("tiledattn.png"),
     debug: DebugOption = False,
 ) -> None:
     """Paint one picture, tile by tile.
+
+    The shipped model knows brick, grass, gravel and stars; for anything else give --model.
 
     [dim]A 360-degree panorama with the shipped model:[/dim]
 
@@ -87,7 +97,8 @@ def generate(
     check_words([prompt], negative_prompt, guidance)
     pipe = load_pipeline(model, device, dtype)
     begin = time.perf_counter()
-    picture, tiles = _paint_one(pipe, options, canvas, steps, seed, prompt, negative_prompt, guidance, model is None)
+    with cpu_threads(threads_for(pipe, threads)):
+        picture, tiles = _paint_one(pipe, options, canvas, steps, seed, prompt, negative_prompt, guidance, model)
     save_picture(picture, out)
     seconds = time.perf_counter() - begin
     typer.echo(f"{out}: {picture.width}x{picture.height} pixels, {tiles} tile{'s' * (tiles > 1)}, {seconds:.1f} s")
@@ -102,25 +113,29 @@ def _paint_one(
     prompt: str,
     negative_prompt: str | None,
     guidance: float | None,
-    shipped: bool,
+    model: str | None,
 ) -> tuple[Any, int]:
     """The picture, and of how many tiles it is."""
     import torch
 
     from ..diffusers import enable_tiling
 
+    if canvas is None:
+        with bad_usage("--model"):
+            height, width = native_size(pipe)
+        canvas = height, 4 * width
     with bad_usage():
         handle = enable_tiling(pipe, **options)
     arguments: dict[str, Any] = {"negative_prompt": negative_prompt}
-    if guidance is not None or shipped:
+    if guidance is not None or model is None:
         arguments["guidance_scale"] = SHIPPED_GUIDANCE if guidance is None else guidance
     with handle, progress_bar() as bar:
         pixels = handle.options.pixels
-        native = [length * pixels for length in handle.options.tile]
-        height, width = canvas or (native[0], 4 * native[1])
+        height, width = canvas
         with bad_usage("--size"):
             _check_canvas(height, width, handle.options)
             layout = handle.options.layout_for(height // pixels, width // pixels)
+        note_vocabulary(model, [prompt])
         task = bar.add_task("painting", total=steps)
         output = paint(
             pipe,
@@ -136,12 +151,22 @@ def _paint_one(
 
 
 def _check_canvas(height: int, width: int, options: Options) -> None:
-    """Raises ValueError naming the nearest lengths, where the model's levels or its pipeline can't divide one."""
+    """Raises ValueError naming the nearest sizes that work, where the model's levels or its pipeline can't divide one.
+
+    A picture of one tile that doesn't wrap needs only the pipeline's own multiple, a tiled one the levels' as well.
+    """
+    step = _multiple(height, width, options)
+    if not (height % step or width % step):
+        return
+    below = (height // step * step, width // step * step)
+    above = (-(-height // step) * step, -(-width // step) * step)
+    near = [f"{w}x{h}" for h, w in (below, above) if h and w]
+    nearest = f"nearest that work are {near[0]} and {near[1]}" if len(near) == 2 else f"nearest that works is {near[0]}"
+    raise ValueError(f"got {width}x{height}; both must be multiples of {step} pixels here; the {nearest}")
+
+
+def _multiple(height: int, width: int, options: Options) -> int:
+    """What both lengths of a picture must be multiples of, in pixels."""
     tile = [length * options.pixels for length in options.tile]
     tiled = height > tile[0] or width > tile[1] or any(options.wrap)
-    step = math.lcm(PIPELINE_STEP, options.pixels * (options.granularity if tiled else 1))
-    for name, length in (("height", height), ("width", width)):
-        if length % step:
-            below = length // step * step
-            nearest = f"nearest that work are {below} and {below + step}" if below else f"nearest that works is {step}"
-            raise ValueError(f"{name}: got {length} pixels; the {nearest}")
+    return math.lcm(PIPELINE_STEP, options.pixels * (options.granularity if tiled else 1))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import whole_file
-from .command import SHIPPED_MODEL, UsageError, bad_usage, check_out
+from ..models import textures_unet
+from .command import UsageError, bad_usage, check_out
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +21,10 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SMALL = 30_000_000  # parameters; Stable Diffusion 1.5 has 860 million
-
-
-def shipped_model() -> Path:
-    """The folder of the small model that comes with the package."""
-    return Path(__file__).resolve().parent.parent / "models" / SHIPPED_MODEL
+# What the shipped model was trained on, in the words of its prompts.
+MATERIALS = frozenset(
+    ("brick", "bricks", "mortar", "grass", "lawn", "gravel", "stones", "stars", "galaxies", "space", "sky")
+)
 
 
 def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") -> Any:
@@ -46,7 +48,7 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
 
     kind = getattr(torch, dtype) if dtype != "auto" else torch.float16 if place.type == "cuda" else torch.float32
     diffusers = _quiet_diffusers()
-    source = str(shipped_model()) if model is None else model
+    source = textures_unet() if model is None else model
     local = Path(source).is_dir()
     if model is None and not Path(source, "model_index.json").is_file():
         raise FileNotFoundError(f"the shipped model is missing from {source}; reinstall, or give --model")
@@ -59,10 +61,23 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
             raise
         raise FileNotFoundError(
             f"--model: {model!r} is neither the folder of a diffusers pipeline nor a model that the hub, or the "
-            f"cache of it, has ({type(error).__name__})"
+            "cache of it, has"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)
+
+
+def native_size(pipe: Any) -> tuple[int, int]:
+    """The model's native (height, width) in pixels.
+
+    Raises:
+        TypeError, ValueError: a pipeline that can't be tiled.
+    """
+    from ..diffusers import enable_tiling
+
+    with enable_tiling(pipe) as handle:
+        (height, width), pixels = handle.options.tile, handle.options.pixels
+    return height * pixels, width * pixels
 
 
 def paint(pipe: Any, advance: Callable[[], None], **arguments: Any) -> Any:
@@ -90,6 +105,23 @@ def progress_bar() -> Any:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def note_vocabulary(model: str | None, prompts: Iterable[str]) -> None:
+    """One line on stderr for each prompt that names nothing the shipped model knows, where it is the one to paint."""
+    if model is not None and Path(model).resolve() != Path(textures_unet()).resolve():
+        return
+    for text in prompts:
+        if MATERIALS.isdisjoint(re.findall(r"\w+", text.casefold())):
+            print(
+                f"tiledattn: note: the shipped model knows brick, grass, gravel and stars; {text!r} names none of them",
+                file=sys.stderr,
+            )
+
+
+def threads_for(pipe: Any, threads: int | None) -> int | None:
+    """The CPU threads asked for; by default one for a small model, whose threads would mostly wait for one another."""
+    return 1 if threads is None and is_small(pipe) else threads
 
 
 def is_small(pipe: Any) -> bool:
@@ -139,7 +171,9 @@ def _device(name: str) -> torch.device:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"got {name!r}, which torch can't use here: {_reason(error)}") from error
+            raise ValueError(
+                f"got {name!r}, which torch can't use here: {_reason(error)}; tiledattn doctor lists the devices"
+            ) from error
     return device
 
 

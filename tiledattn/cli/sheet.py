@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,8 +58,11 @@ def draw_sheet(painted: Sequence[Painted], rows: Sequence[Row], path: Path) -> N
             y = top + BLOCK + lane_number * lane
             _draw_strip(_axes(figure, total, left, y, width, STRIP), one)
             _draw_picture(_axes(figure, total, left, y + STRIP, width, height), one)
-            contrast = f"{rows[lane_number].per_prompt[prompt].value:.2f}"
-            _write(figure, total, left + width + 12, y + STRIP + height / 2, contrast, size=13, color=INK)
+            contrast, middle = rows[lane_number].per_prompt[prompt], (left + width + 12, y + STRIP + height / 2)
+            _write(figure, total, *middle, f"{contrast.value:.2f}", size=13, color=INK)
+            if not math.isnan(contrast.low):
+                ends = f"{contrast.low:.2f}–{contrast.high:.2f}"
+                _write(figure, total, middle[0], middle[1] + 17, ends, size=7.5, color=GREY)
             if column == 0:
                 _label(figure, total, y + STRIP + height / 2, rows[lane_number])
     with whole_file(path) as temporary, warnings.catch_warnings():

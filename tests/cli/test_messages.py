@@ -1,0 +1,90 @@
+"""What the commands say: sizes that work, devices, the shipped model's words, intervals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+for package in ("typer", "diffusers", "transformers", "matplotlib"):
+    pytest.importorskip(package)
+
+from tiledattn.cli import generate as generate_module  # noqa: E402
+from tiledattn.cli import pipelines  # noqa: E402
+from tiledattn.cli.command import UsageError  # noqa: E402
+from tiledattn.cli.methods import METHODS, PROMPTS, Painted  # noqa: E402
+from tiledattn.cli.report import Row, print_table  # noqa: E402
+from tiledattn.cli.sheet import draw_sheet  # noqa: E402
+from tiledattn.geometry import TileLayout  # noqa: E402
+from tiledattn.metrics import Interval  # noqa: E402
+from tiledattn.models import textures_unet  # noqa: E402
+
+
+def refusal(height: int, width: int, options: SimpleNamespace) -> str:
+    """What is said of a size; nothing of one that works."""
+    try:
+        generate_module._check_canvas(height, width, options)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("pixels", "granularity"), [(8, 8), (4, 4), (2, 2), (8, 1), (16, 4)])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_sizes_that_are_suggested_work(pixels, granularity, wrap):
+    tile = (granularity * 4, granularity * 6)
+    options = SimpleNamespace(pixels=pixels, granularity=granularity, tile=tile, wrap=(False, wrap))
+    for size in itertools.product((1, 4, 20, 33, 64, 130, 132, 516, 1000), repeat=2):
+        message = refusal(*size, options)
+        found = [(int(height), int(width)) for width, height in re.findall(r"(\d+)x(\d+)", message)]
+        assert found[:1] == [size] * bool(message)
+        assert len(found) != 1
+        for height, width in found[1:]:
+            assert not refusal(height, width, options)
+            assert height % 8 == width % 8 == 0
+
+
+def test_a_device_that_is_not_there_points_to_the_doctor(monkeypatch):
+    def missing(*arguments, **options):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "empty", missing)
+    with pytest.raises(UsageError, match=r"--device: got 'cuda', .*; tiledattn doctor lists the devices"):
+        pipelines.load_pipeline(None, "cuda")
+    with pytest.raises(UsageError, match=r"got 'gpu'; expected auto, cpu, cuda, cuda:1 or another device of torch$"):
+        pipelines.load_pipeline(None, "gpu")
+
+
+def test_only_the_shipped_model_has_its_words(capsys):
+    pipelines.note_vocabulary(None, ["a photo of Bricks", "the night sky", *PROMPTS.values()])
+    pipelines.note_vocabulary("another/model", ["a castle"])
+    assert capsys.readouterr().err == ""
+    for model in (None, textures_unet()):
+        pipelines.note_vocabulary(model, ["a castle"])
+        note = capsys.readouterr().err
+        assert note.count("\n") == 1
+        assert "the shipped model knows brick, grass, gravel and stars; 'a castle' names none" in note
+
+
+@pytest.mark.parametrize("low", [0.9, math.nan])
+def test_intervals_are_shown_where_there_are_some(low, tmp_path, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    def text(self, x, y, written, **style):
+        texts.append(written)
+
+    texts: list[str] = []
+    monkeypatch.setattr(Figure, "text", text)
+    value = Interval(1.0, low, low + 0.2, 2)
+    layout = TileLayout((16, 64), (16, 16), wrap=(False, True))
+    painted = [Painted(method, "a", layout, 4, np.zeros((2, 3, 16, 64)), 0.5, ()) for method in METHODS]
+    rows = [Row(method.name, 4, 1.0, 0.5, value, value, math.nan, value, {"a": value}) for method in METHODS]
+    draw_sheet(painted, rows, tmp_path / "sheet.png")
+    print_table(rows)
+    assert texts.count("0.90–1.10") == (0 if math.isnan(low) else len(METHODS))
+    assert ("interval" in capsys.readouterr().out) != math.isnan(low)
