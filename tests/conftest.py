@@ -1,4 +1,4 @@
-"""The tests' tensors are small: a second thread costs more in waiting than it computes, most of all on a busy machine."""
+"""One thread: the tests' tensors are small, and a second thread waits longer than it computes."""
 
 import torch
 
