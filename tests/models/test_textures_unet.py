@@ -79,7 +79,7 @@ def nearest(sample: np.ndarray, references: dict[str, np.ndarray]) -> str:
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
-    loaded = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, local_files_only=True)
+    loaded = StableDiffusionPipeline.from_pretrained(MODEL, dtype=torch.float32, local_files_only=True)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

@@ -55,7 +55,7 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe = diffusers.DiffusionPipeline.from_pretrained(source, torch_dtype=kind, local_files_only=local)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=kind, local_files_only=local)
     except (OSError, ValueError) as error:
         if local:
             raise
