@@ -45,8 +45,12 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 def assert_within_budget(found: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """`found` errs at most twice what plain PyTorch errs in the same precision, plus one rounding unit."""
-    allowed = 2 * relative_error(plain, exact) + torch.finfo(found.dtype).eps
+    """`found` errs at most twice what plain PyTorch errs in the same precision, plus one rounding unit.
+
+    The judge's own error, a handful of float64 operations, is allowed for: it matters for float64 results only.
+    """
+    judge = 8 * torch.finfo(torch.float64).eps
+    allowed = 2 * relative_error(plain, exact) + torch.finfo(found.dtype).eps + judge
     error = relative_error(found, exact)
     assert error <= allowed, f"error {error:.3e} is over the budget of {allowed:.3e}"
 

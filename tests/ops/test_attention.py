@@ -50,7 +50,9 @@ def test_every_call_stays_within_the_budget(data, layout, dtype, form):
     )
     mask = None
     if prefix and data.draw(st.booleans()):
-        mask = torch.rand(layout.num_tiles, batch, prefix) < data.draw(st.sampled_from([0.0, 0.5]))
+        mask = torch.rand(layout.num_tiles, batch, prefix, generator=torch.Generator().manual_seed(2)) < data.draw(
+            st.sampled_from([0.0, 0.5])
+        )
     arguments = {
         "num_prefix_tokens": prefix,
         "prefix_mask": mask,

@@ -43,10 +43,12 @@ def plain_group_norm(tiles, layout, num_groups, weight, bias, eps, scope):
 
 
 @settings(max_examples=40, deadline=None)
-@given(layouts(most_positions=8), st.sampled_from(SCOPES), st.sampled_from(DTYPES), st.booleans())
-def test_statistics_stay_within_the_budget(layout, scope, dtype, affine):
-    tiles = (torch.randn(layout.num_tiles, 2, 6, *layout.tile) * 2 + 1).to(dtype)
-    weight, bias = (torch.randn(6).to(dtype), torch.randn(6).to(dtype)) if affine else (None, None)
+@given(layouts(most_positions=8), st.sampled_from(SCOPES), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 99))
+def test_statistics_stay_within_the_budget(layout, scope, dtype, affine, seed):
+    torch.manual_seed(seed)
+    # several batch entries of groups of eight channels: the error of two or three numbers is a matter of luck
+    tiles = (torch.randn(layout.num_tiles, 4, 24, *layout.tile) * 2 + 1).to(dtype)
+    weight, bias = (torch.randn(24).to(dtype), torch.randn(24).to(dtype)) if affine else (None, None)
     upcast = [None if x is None else x.double() for x in (weight, bias)]
     exact = ta.group_norm_tiles(tiles.double(), layout, 3, *upcast, 1e-3, scope=scope, backend="reference")
     found = ta.group_norm_tiles(tiles, layout, 3, weight, bias, 1e-3, scope=scope)
