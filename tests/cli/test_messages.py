@@ -14,15 +14,15 @@ import torch
 for package in ("typer", "diffusers", "transformers", "matplotlib"):
     pytest.importorskip(package)
 
-from tiledattn.cli import generate as generate_module  # noqa: E402
-from tiledattn.cli import pipelines  # noqa: E402
-from tiledattn.cli.command import UsageError  # noqa: E402
-from tiledattn.cli.methods import METHODS, PROMPTS, Painted  # noqa: E402
-from tiledattn.cli.report import Row, print_table  # noqa: E402
-from tiledattn.cli.sheet import draw_sheet  # noqa: E402
-from tiledattn.geometry import TileLayout  # noqa: E402
-from tiledattn.metrics import Interval  # noqa: E402
-from tiledattn.models import textures_unet  # noqa: E402
+from tiledattn.cli import generate as generate_module
+from tiledattn.cli import pipelines
+from tiledattn.cli.command import UsageError
+from tiledattn.cli.methods import METHODS, PROMPTS, Painted
+from tiledattn.cli.report import Row, print_table
+from tiledattn.cli.sheet import draw_sheet
+from tiledattn.geometry import TileLayout
+from tiledattn.metrics import Interval
+from tiledattn.models import textures_unet
 
 
 def refusal(height: int, width: int, options: SimpleNamespace) -> str:

@@ -15,15 +15,15 @@ from tiledattn.cli import main
 for package in ("typer", "diffusers", "transformers", "matplotlib"):
     pytest.importorskip(package)
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from tiledattn.cli import demo as demo_module  # noqa: E402
-from tiledattn.cli import generate as generate_module  # noqa: E402
-from tiledattn.cli import pipelines  # noqa: E402
-from tiledattn.cli.command import MAX_SEED  # noqa: E402
-from tiledattn.cli.methods import METHODS, Method, Painted  # noqa: E402
-from tiledattn.cli.report import measure  # noqa: E402
-from tiledattn.geometry import TileLayout  # noqa: E402
+from tiledattn.cli import demo as demo_module
+from tiledattn.cli import generate as generate_module
+from tiledattn.cli import pipelines
+from tiledattn.cli.command import MAX_SEED
+from tiledattn.cli.methods import METHODS, Method, Painted
+from tiledattn.cli.report import measure
+from tiledattn.geometry import TileLayout
 
 KEYS = [method.key for method in METHODS]
 

@@ -18,9 +18,9 @@ pytest.importorskip("transformers")
 skimage_data = pytest.importorskip("skimage.data")
 
 
-from diffusers import StableDiffusionPipeline  # noqa: E402
-from skimage.color import rgb2gray  # noqa: E402
-from skimage.transform import rescale  # noqa: E402
+from diffusers import StableDiffusionPipeline
+from skimage.color import rgb2gray
+from skimage.transform import rescale
 
 MODEL = Path(textures_unet())
 SCALE = {"brick": 0.40, "grass": 0.50, "gravel": 0.50, "hubble_deep_field": 0.45}

@@ -145,6 +145,18 @@ def test_transposed_batches_take_the_other_gather():
     assert torch.equal(ta.cross_tile_attention(*scattered, layout, 1), expected)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("tail", [0, 2])
+def test_the_image_part_of_longer_sequences(batch, tail):
+    layout = ta.TileLayout((8, 8), 4)
+    longer = torch.randn(3, layout.num_tiles, batch, 5 + 16 + tail, 2, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = longer[:, :, :, 5 : 5 + 16]  # with one batch entry T's stride is its own multiple of B's, but not of S's
+    exact, _ = oracle(q, k, v, layout, 2)
+    found = ta.cross_tile_attention(q, k, v, layout, 2)
+    assert_within_budget(found, plain_attention(q, k, v, layout, 2), exact)
+    assert torch.equal(found, ta.cross_tile_attention(*(x.contiguous() for x in (q, k, v)), layout, 2))
+
+
 def test_groups_of_tiles_do_not_change_the_result(monkeypatch):
     layout = ta.TileLayout((16, 16), 4, 1)
     q, k, v = attention_inputs(layout, batch=2)
