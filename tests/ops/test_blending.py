@@ -80,6 +80,14 @@ def test_windows_of_ones_own():
     torch.testing.assert_close(found[:, :, 2], expected)
 
 
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1.5e308])
+def test_only_the_proportions_of_a_window_count(size):
+    layout = ta.TileLayout(6, 4, 2)
+    ones = torch.ones(2, 1, 1, 4, dtype=torch.float64)
+    window = torch.full((4,), size, dtype=torch.float64)
+    torch.testing.assert_close(ta.blend_tiles(ones, layout, [window]), torch.ones(1, 1, 6, dtype=torch.float64))
+
+
 def test_one_tile_is_a_copy_and_not_an_alias():
     layout = ta.TileLayout((4, 4), 4)
     canvas = random(1, 1, 4, 4)
