@@ -9,6 +9,7 @@ Two lines for a diffusers pipeline are in `tiledattn.diffusers`; the operations 
 from .dispatch import BackendUnavailableError, backends, use_backend
 from .geometry import TileLayout
 from .ops import (
+    Rotary,
     blend_tiles,
     cross_tile_attention,
     extract_tiles,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "Rotary",
     "TileLayout",
     "__version__",
     "backends",

@@ -22,7 +22,7 @@ MASK = torch.tensor([True, False, True, False]).view(4, 1, 1)
 WEIGHT = torch.full((), 0.5, dtype=torch.float64)
 CALLS = {
     "attention": lambda x: OPS.cross_tile_attention(
-        x["q"], x["k"], x["v"], MASK.to(x["q"].device), INTS, [1, 2], 1, WEIGHT, 0.3, True, "auto"
+        x["q"], x["k"], x["v"], MASK.to(x["q"].device), INTS, [1, 2], 1, WEIGHT, 0.3, True, None, True, "auto"
     ),
     "extract": lambda x: OPS.extract_tiles(x["canvas"], INTS, "auto"),
     "blend": lambda x: OPS.blend_tiles(x["tiles"], [], INTS, "hann", "auto"),
@@ -35,8 +35,10 @@ CALLS = {
 def test_operators_are_registered_as_torch_wants_them(requires_grad):
     x = tensors(requires_grad=requires_grad)
     check = torch.library.opcheck
+    arguments = (x["q"], x["k"], x["v"], MASK, INTS, [1, 2], 1, WEIGHT, 0.3)
     for lse, backend in ((False, "auto"), (True, "auto"), (True, "reference")):
-        check(OPS.cross_tile_attention, (x["q"], x["k"], x["v"], MASK, INTS, [1, 2], 1, WEIGHT, 0.3, lse, backend))
+        for frequencies in (None, torch.ones(2, 1)):
+            check(OPS.cross_tile_attention, (*arguments, lse, frequencies, True, backend))
     check(OPS.extract_tiles, (x["canvas"], INTS, "auto"))
     check(OPS.blend_tiles, (x["tiles"], [], INTS, "hann", "auto"))
     check(OPS.blend_tiles, (x["tiles"], [torch.ones(2), torch.ones(2)], INTS, "", "auto"))

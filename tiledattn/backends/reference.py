@@ -79,6 +79,18 @@ class _Axis:
         assert place is not None
         return owner, place
 
+    def offset(self, tile: int, position: int) -> int:
+        """Where a position that a tile sees lies relative to the tile's origin.
+
+        Outside the tile on a periodic axis, that is on the side of the nearer end; behind it where both are as near.
+        """
+        behind = position - self.origins[tile]
+        if not self.wrap:
+            return behind
+        behind %= self.length
+        ahead = behind - self.length
+        return behind if behind < self.tile or behind - (self.tile - 1) <= -ahead else ahead
+
     def visible(self, tile: int, halo: int) -> list[int]:
         """Canvas positions that a tile sees, each once."""
         origin, seen = self.origins[tile], []
@@ -106,8 +118,13 @@ def cross_tile_attention(
     halo_weight: float,
     scale: float,
     return_lse: bool,
+    frequencies: Tensor | None = None,
+    interleaved: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention of each tile over prefix, own tile and halo; of the plan it reads layout and halo only."""
+    """Softmax attention of each tile over prefix, own tile and halo; of the plan it reads layout and halo only.
+
+    With rotary frequencies a halo key, turned by its place in its own tile, is turned on to its offset from this tile.
+    """
     layout, prefix, heads = plan.layout, num_prefix_tokens, q.shape[3]
     axes, tiles = _tiles(layout)
     number = {index: t for t, index in enumerate(tiles)}
@@ -120,9 +137,13 @@ def cross_tile_attention(
         own_bias = torch.zeros(q.shape[1], q.shape[2], dtype=torch.float64, device=q.device)
         if prefix_mask is not None:
             own_bias[:, :prefix].masked_fill_(~prefix_mask[t], -math.inf)
-        outside = list(_outside(axes, index, plan.halo)) if halo_weight > 0 else []
-        where = [(number[src], prefix + _row_major(place, layout.tile)) for src, place in outside]
-        keys = torch.stack([own_keys[:, s] for s in range(own_keys.shape[1])] + [k64[u][:, s] for u, s in where], 1)
+        outside = list(_seen(axes, index, plan.halo)) if halo_weight > 0 else []
+        where = [(number[src], prefix + _row_major(place, layout.tile)) for src, place, _ in outside]
+        halo_keys = [k64[u][:, s] for u, s in where]
+        if frequencies is not None:
+            moved = [[o - p for o, p in zip(offset, place, strict=True)] for _, place, offset in outside]
+            halo_keys = [_rotate(x, m, frequencies, interleaved) for x, m in zip(halo_keys, moved, strict=True)]
+        keys = torch.stack([own_keys[:, s] for s in range(own_keys.shape[1])] + halo_keys, 1)
         values = torch.cat([own_values] + [v64[u][:, s : s + 1] for u, s in where], 1)
         halo_bias = torch.full((q.shape[1], len(where)), math.log(halo_weight or 1.0), dtype=torch.float64)
         bias = torch.cat([own_bias, halo_bias.to(q.device)], 1)
@@ -135,15 +156,35 @@ def cross_tile_attention(
     return out.to(q.dtype), lse if return_lse else lse.new_empty(0)
 
 
+def _rotate(x: Tensor, moved: list[int], frequencies: Tensor, interleaved: bool) -> Tensor:
+    """x [B, H, D] turned by `moved` positions per axis, channel pair by channel pair."""
+    x = x.clone()
+    for j in range(frequencies.shape[-1]):
+        a, b = (2 * j, 2 * j + 1) if interleaved else (j, j + frequencies.shape[-1])
+        angle = sum(m * rate[..., j].to(torch.float64) for m, rate in zip(moved, frequencies, strict=True))
+        cos, sin = torch.cos(torch.as_tensor(angle)), torch.sin(torch.as_tensor(angle))
+        x[..., a], x[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., a] * sin + x[..., b] * cos
+    return x
+
+
 def _outside(
     axes: list[_Axis], index: tuple[int, ...], halo: tuple[int, ...]
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Source tile and place of every visible position that is not the tile's own."""
+    for tile, place, _ in _seen(axes, index, halo):
+        yield tile, place
+
+
+def _seen(
+    axes: list[_Axis], index: tuple[int, ...], halo: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Source tile, place in it, and offset from this tile, of every visible position that is not the tile's own."""
     for position in itertools.product(*(a.visible(i, h) for a, i, h in zip(axes, index, halo, strict=True))):
         sources = [a.source(i, x) for a, i, x in zip(axes, index, position, strict=True)]
         tile = tuple(s for s, _ in sources)
         if tile != index:
-            yield tile, tuple(p for _, p in sources)
+            offsets = tuple(a.offset(i, x) for a, i, x in zip(axes, index, position, strict=True))
+            yield tile, tuple(p for _, p in sources), offsets
 
 
 def _at(place: Sequence[int | slice], *tile: int) -> Any:

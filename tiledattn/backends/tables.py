@@ -32,7 +32,7 @@ class AttentionTables(NamedTuple):
     """Device copy of `AttentionPlan.table`.
 
     The halo of tile t is `t * N + index[starts[c] : starts[c + 1]]` (flat canvas tokens) with c = class_of_tile[t];
-    flat token f is canvas token f % N of tile f // N, and lies at sequence place P + f % N.
+    flat token f is canvas token f % N of tile f // N of the pool, and lies at sequence place P + f % N.
     """
 
     class_of_tile: Tensor  # int32 [T]

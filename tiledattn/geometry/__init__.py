@@ -1,7 +1,7 @@
 """What a tile is, sees and weighs: plain integers and numpy tables, no torch."""
 
 from .layout import TileLayout
-from .plan import AttentionPlan, Rectangle, attention_plan, normalize_halo
+from .plan import AttentionPlan, Rectangle, UnwrappedPlan, Virtual, attention_plan, normalize_halo
 from .windows import WINDOWS, normalized_windows, window_weights
 
 __all__ = [
@@ -9,6 +9,8 @@ __all__ = [
     "AttentionPlan",
     "Rectangle",
     "TileLayout",
+    "UnwrappedPlan",
+    "Virtual",
     "attention_plan",
     "normalize_halo",
     "normalized_windows",

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .axis import Segment, axis_reach
+from .axis import Segment, axis_origins, axis_reach
 from .layout import TileLayout
 
 Halo = int | Sequence[int] | Literal["all"]
@@ -28,13 +28,21 @@ MAX_TABLE_ENTRIES = 1 << 28
 class Rectangle(NamedTuple):
     """A box of halo tokens that one tile lends: tile `t + tile_delta`, positions start .. start + shape.
 
-    `offset` is the place of the box's first position relative to the borrowing tile's origin, the short way round.
+    The lending tile may be a virtual one (see `UnwrappedPlan`). `offset` is the place of the box's first position
+    relative to the borrowing tile's origin, the short way round.
     """
 
     tile_delta: int
     start: tuple[int, ...]
     shape: tuple[int, ...]
     offset: tuple[int, ...]
+
+
+class Virtual(NamedTuple):
+    """A copy of tile `tile` as seen across a wrap: displaced by `turns[axis]` times the length of each axis."""
+
+    tile: int
+    turns: tuple[int, ...]
 
 
 def normalize_halo(layout: TileLayout, halo: Halo) -> tuple[int, ...]:
@@ -77,6 +85,11 @@ class AttentionPlan:
 
     layout: TileLayout
     halo: tuple[int, ...]
+
+    @property
+    def virtual(self) -> tuple[Virtual, ...]:
+        """The virtual tiles T, T + 1, ... that the tables name besides the layout's: none here."""
+        return ()
 
     @cached_property
     def _axis_patterns(self) -> tuple[tuple[NDArray[np.int64], tuple[tuple[Segment, ...], ...]], ...]:
@@ -174,18 +187,21 @@ class AttentionPlan:
             ValueError: the tables would be larger than 2^28 entries (1 GiB), or tokens do not fit in int32.
         """
         starts = np.concatenate(([0], np.cumsum(self.halo_lengths, dtype=np.int64)))
-        if starts[-1] > MAX_TABLE_ENTRIES:
+        self._check_entries(int(starts[-1]))
+        tiles = self.layout.num_tiles + len(self.virtual)
+        if tiles * self.layout.tile_positions > np.iinfo(np.int32).max:
             raise ValueError(
-                f"halo: a reach of {self.halo} over {self.layout.num_tiles} tiles needs an index table of "
-                f"{starts[-1]:,} entries, more than {MAX_TABLE_ENTRIES:,}; use a smaller halo or larger tiles"
-            )
-        if self.layout.num_tiles * self.layout.tile_positions > np.iinfo(np.int32).max:
-            raise ValueError(
-                f"layout: {self.layout.num_tiles} tiles of {self.layout.tile_positions} tokens pass 2^31 - 1 tokens; "
-                "split the canvas"
+                f"layout: {tiles} tiles of {self.layout.tile_positions} tokens pass 2^31 - 1 tokens; split the canvas"
             )
         index = np.concatenate([self.class_table(c) for c in range(self.num_classes)]).astype(np.int32)
         return starts, index
+
+    def _check_entries(self, entries: int) -> None:
+        if entries > MAX_TABLE_ENTRIES:
+            raise ValueError(
+                f"halo: a reach of {self.halo} over {self.layout.num_tiles} tiles needs an index table of "
+                f"{entries:,} entries, more than {MAX_TABLE_ENTRIES:,}; use a smaller halo or larger tiles"
+            )
 
     @property
     def num_pairs(self) -> int:
@@ -193,6 +209,94 @@ class AttentionPlan:
         n = self.layout.tile_positions
         counts = np.bincount(self.class_of_tile, minlength=self.num_classes)
         return sum(int(count) * n * (n + m) for count, m in zip(counts, self.halo_lengths, strict=True))
+
+
+@dataclass(frozen=True)
+class UnwrappedPlan(AttentionPlan):
+    """The same halo where a tile seen across a wrap counts as another tile: a virtual one, at its displaced place.
+
+    A pool for it has T + len(virtual) tiles: the layout's, then `virtual`. Every rectangle's offset is then
+
+        origin(lender) + turns * size + start - origin(borrower),
+
+    the short way round: a position lies on the side of the borrower's nearer end, behind it where both are as near.
+    Tiles whose halo crosses a wrap are classes of their own, since virtual tiles are named absolutely.
+    """
+
+    @cached_property
+    def _crossings(self) -> tuple[tuple[tuple[tuple[Segment, int], ...], ...], ...]:
+        """Per axis and tile on it: the segments it sees, with the turns of the axis that lead to them."""
+        found = []
+        for axis, halo in zip(self.layout.axes, self.halo, strict=True):
+            origins = axis_origins(axis)
+            found.append(
+                tuple(
+                    tuple((s, (s.offset + origin - origins[s.source] - s.start) // axis.length) for s in segments)
+                    for origin, segments in zip(origins, axis_reach(axis, halo), strict=True)
+                )
+            )
+        return tuple(found)
+
+    @cached_property
+    def _unrolled(self) -> tuple[NDArray[np.int32], tuple[tuple[Rectangle, ...], ...], tuple[Virtual, ...]]:
+        """The class of every tile, the rectangles of every class, and the virtual tiles."""
+        plain = AttentionPlan(self.layout, self.halo)
+        crosses = np.zeros(self.layout.grid, dtype=np.bool_)
+        for axis, tiles in enumerate(self._crossings):
+            turned = np.asarray([any(turn for _, turn in seen) for seen in tiles])
+            crosses |= turned.reshape([-1 if a == axis else 1 for a in range(crosses.ndim)])
+        lengths = np.asarray(plain.halo_lengths, dtype=np.int64)[plain.class_of_tile]
+        self._check_entries(int(lengths[crosses.ravel()].sum()))
+        numbers: dict[int, int] = {}
+        virtual: dict[Virtual, int] = {}
+        boxes = []
+        class_of_tile = np.zeros(self.layout.num_tiles, dtype=np.int32)
+        for t, seen in enumerate(itertools.product(*self._crossings)):
+            key = ~t if crosses.flat[t] else int(plain.class_of_tile[t])
+            if key not in numbers:
+                numbers[key] = len(boxes)
+                boxes.append(self._boxes(t, seen, virtual))
+            class_of_tile[t] = numbers[key]
+        return class_of_tile, tuple(boxes), tuple(virtual)
+
+    def _boxes(
+        self, t: int, seen: tuple[tuple[tuple[Segment, int], ...], ...], virtual: dict[Virtual, int]
+    ) -> tuple[Rectangle, ...]:
+        """The halo of tile t as boxes; virtual tiles met for the first time are added to `virtual`."""
+        grid, boxes = self.layout.grid, []
+        for box in itertools.product(*seen):
+            segments, turns = zip(*box, strict=True)
+            lender = int(np.ravel_multi_index([s.source for s in segments], grid))
+            if lender == t:
+                continue
+            if any(turns):
+                lender = self.layout.num_tiles + virtual.setdefault(Virtual(lender, turns), len(virtual))
+            start, shape, offset = (tuple(getattr(s, name) for s in segments) for name in ("start", "length", "offset"))
+            boxes.append(Rectangle(lender - t, start, shape, offset))
+        return tuple(boxes)
+
+    @property
+    def virtual(self) -> tuple[Virtual, ...]:
+        """The virtual tiles T, T + 1, ... that the tables name besides the layout's."""
+        return self._unrolled[2]
+
+    @cached_property
+    def num_classes(self) -> int:
+        """How many distinct patterns of neighbours there are."""
+        return len(self._unrolled[1])
+
+    @cached_property
+    def class_of_tile(self) -> NDArray[np.int32]:
+        """The class of every tile, int32 [T]."""
+        return self._unrolled[0]
+
+    def rectangles(self, class_index: int) -> tuple[Rectangle, ...]:
+        """The halo of a class as boxes, own tile left out."""
+        return self._unrolled[1][class_index]
+
+    def halo_length(self, class_index: int) -> int:
+        """Number of halo tokens of a tile of the class."""
+        return sum(math.prod(box.shape) for box in self.rectangles(class_index))
 
 
 def _local_tokens(box: Rectangle, tile: tuple[int, ...]) -> NDArray[np.int64]:
@@ -206,6 +310,14 @@ def _local_tokens(box: Rectangle, tile: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=256)
-def attention_plan(layout: TileLayout, halo: tuple[int, ...]) -> AttentionPlan:
-    """The plan of a layout (in tokens) and a halo per axis (see `normalize_halo`), cached by value."""
+def attention_plan(layout: TileLayout, halo: tuple[int, ...], unwrapped: bool = False) -> AttentionPlan:
+    """The plan of a layout (in tokens) and a halo per axis (see `normalize_halo`), cached by value.
+
+    With `unwrapped`, tiles seen across a wrap are virtual ones (`UnwrappedPlan`); without such tiles it is the plain
+    plan.
+    """
+    if unwrapped and any(layout.wrap):
+        plan = UnwrappedPlan(layout, halo)
+        if plan.virtual:
+            return plan
     return AttentionPlan(layout, halo)

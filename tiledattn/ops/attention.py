@@ -12,6 +12,7 @@ from ..dispatch import check_name
 from ..geometry import TileLayout, normalize_halo
 from . import library
 from .checks import check_bool, check_int, check_layout, check_number, check_same, check_tensor
+from .rotary import Rotary, check_rotary
 
 Halo = int | Sequence[int] | Literal["all"]
 
@@ -29,6 +30,7 @@ def cross_tile_attention(
     halo_weight: float = ...,
     far_pool: int | None = ...,
     scale: float | None = ...,
+    rotary: Rotary | None = ...,
     return_lse: Literal[False] = ...,
     backend: str = ...,
 ) -> Tensor: ...
@@ -45,6 +47,7 @@ def cross_tile_attention(
     halo_weight: float = ...,
     far_pool: int | None = ...,
     scale: float | None = ...,
+    rotary: Rotary | None = ...,
     return_lse: Literal[True],
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -60,6 +63,7 @@ def cross_tile_attention(
     halo_weight: float = 1.0,
     far_pool: int | None = None,
     scale: float | None = None,
+    rotary: Rotary | None = None,
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -88,6 +92,8 @@ def cross_tile_attention(
         halo_weight: w in [0, 1], adds log w to the halo's logits; 0 removes the halo.
         far_pool: pooled far field; not implemented yet.
         scale: factor of the logits; default 1 / sqrt(D).
+        rotary: for q and k with rotary positions counted from each tile's origin: their frequencies. Halo keys are
+            then seen at their place on the canvas, across a wrap the short way round; see `Rotary`.
         return_lse: also return lse, the natural-log sum of exponentials of the scaled, biased logits.
         backend: "auto", or a name from `tiledattn.backends()`, which then never falls back.
 
@@ -118,8 +124,12 @@ def cross_tile_attention(
     # a tensor, so that a weight that changes from step to step does not recompile a traced graph
     step_weight = None if weight == 1.0 else torch.full((), weight, dtype=torch.float64)
     ints = layout.as_ints()
+    frequencies, interleaved = check_rotary(rotary, q, k, layout)
+    if not any(h and n > 1 for h, n in zip(reach, layout.grid, strict=True)):
+        frequencies = None  # offsets inside a tile are right as they are
+    numbers = (prefix, step_weight, factor, return_lse)
     out, lse = library.cross_tile_attention(
-        q, k, v, prefix_mask, ints, list(reach), prefix, step_weight, factor, return_lse, check_name(backend)
+        q, k, v, prefix_mask, ints, list(reach), *numbers, frequencies, interleaved, check_name(backend)
     )
     return (out, lse) if return_lse else out
 

@@ -24,8 +24,8 @@ Grads = tuple[Tensor | None, ...]
 
 
 @lru_cache(maxsize=1024)
-def _plan(layout: tuple[int, ...], halo: tuple[int, ...]) -> AttentionPlan:
-    return attention_plan(TileLayout.from_ints(layout), halo)
+def _plan(layout: tuple[int, ...], halo: tuple[int, ...], unwrapped: bool) -> AttentionPlan:
+    return attention_plan(TileLayout.from_ints(layout), halo, unwrapped)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -48,14 +48,18 @@ def _attention_kwargs(
     weight: Tensor | None,
     scale: float,
     lse: bool,
+    frequencies: Tensor | None,
+    interleaved: bool,
 ) -> dict[str, Any]:
     return {
-        "plan": _plan(tuple(layout), tuple(halo)),
+        "plan": _plan(tuple(layout), tuple(halo), frequencies is not None),
         "num_prefix_tokens": prefix,
         "prefix_mask": mask,
         "halo_weight": 1.0 if weight is None else float(weight),
         "scale": scale,
         "return_lse": lse,
+        "frequencies": frequencies,
+        "interleaved": interleaved,
     }
 
 
@@ -70,16 +74,20 @@ def _attention(
     halo_weight: Tensor | None,
     scale: float,
     return_lse: bool,
+    frequencies: Tensor | None,
+    interleaved: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     module = dispatch.select("cross_tile_attention", backend, q.device, q.dtype, q.shape[-1])
-    kwargs = _attention_kwargs(prefix_mask, layout, halo, num_prefix_tokens, halo_weight, scale, return_lse)
+    kwargs = _attention_kwargs(
+        prefix_mask, layout, halo, num_prefix_tokens, halo_weight, scale, return_lse, frequencies, interleaved
+    )
     result: tuple[Tensor, Tensor] = module.cross_tile_attention(q, k, v, **kwargs)
     return result
 
 
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return_lse = rest[-2]
+    return_lse = rest[-4]
     tiles, batch, sequence, heads, _ = q.shape
     lse = q.new_empty(
         (tiles, batch, heads, sequence) if return_lse else (0,),
@@ -89,9 +97,9 @@ def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, layout, halo, prefix, weight, *ctx.args = inputs
-    ctx.places = (layout, halo, prefix)
-    ctx.save_for_backward(q, k, v, mask, weight)
+    q, k, v, mask, layout, halo, prefix, weight, scale, return_lse, frequencies, interleaved, _backend = inputs
+    ctx.places, ctx.numbers, ctx.interleaved = (layout, halo, prefix), (scale, return_lse), interleaved
+    ctx.save_for_backward(q, k, v, mask, weight, frequencies)
 
 
 def _first_derivative_only(op: str) -> None:
@@ -101,10 +109,10 @@ def _first_derivative_only(op: str) -> None:
 
 def _attention_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Grads:
     _first_derivative_only("cross_tile_attention")
-    q, k, v, mask, weight = ctx.saved_tensors
-    *args, _backend = ctx.args
+    q, k, v, mask, weight, frequencies = ctx.saved_tensors
     op = torch.ops.tiledattn.cross_tile_attention_backward
-    return (*op(grad_out, grad_lse, q, k, v, mask, *ctx.places, weight, *args), *(None,) * 8)
+    rest = (*ctx.places, weight, *ctx.numbers, frequencies, ctx.interleaved)
+    return (*op(grad_out, grad_lse, q, k, v, mask, *rest), *(None,) * 10)
 
 
 def _attention_vjp(
@@ -120,8 +128,12 @@ def _attention_vjp(
     halo_weight: Tensor | None,
     scale: float,
     return_lse: bool,
+    frequencies: Tensor | None,
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kwargs = _attention_kwargs(prefix_mask, layout, halo, num_prefix_tokens, halo_weight, scale, return_lse)
+    kwargs = _attention_kwargs(
+        prefix_mask, layout, halo, num_prefix_tokens, halo_weight, scale, return_lse, frequencies, interleaved
+    )
     return pytorch.cross_tile_attention_vjp(grad_out, grad_lse, q, k, v, **kwargs)
 
 
@@ -299,7 +311,7 @@ def _norm_vjp_fake(grad: Tensor, tiles: Tensor, *rest: Any) -> tuple[Tensor, Ten
 
 _ATTENTION_ARGS = (
     "Tensor q, Tensor k, Tensor v, Tensor? prefix_mask, int[] layout, int[] halo, int num_prefix_tokens, "
-    "Tensor? halo_weight, float scale, bool return_lse"
+    "Tensor? halo_weight, float scale, bool return_lse, Tensor? frequencies, bool interleaved"
 )
 _NORM_ARGS = "Tensor tiles, Tensor? weight, Tensor? bias, int[] layout, int num_groups, float eps, str scope"
 

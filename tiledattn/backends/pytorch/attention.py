@@ -2,6 +2,7 @@
 
 Tiles that see equally many tokens are attended to together, a bounded number at a time, so that few SDPA calls serve
 many tiles and the gathered keys and values of all tiles never exist at once. The backward goes group by group too.
+Keys and values may be a pool of more tiles than there are queries: tile t's own are number t, others are listed only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...geometry import AttentionPlan
+from ..rotary import fold_pool, make_pool, pool_turns, turn_queries, turn_queries_back
 from ..tables import attention_tables, group_members
 
 GATHER_BYTES = {"cpu": 16 << 20}
@@ -40,7 +42,7 @@ class _Group:
     """Tiles attended to at once.
 
     `picked` selects them, as a slice where they are consecutive; `rows` int64 [g * B * (S + halo)] are the rows of
-    [T * B * S] that hold the tokens they see, own ones first, or None where a tile sees its own only.
+    [T' * B * S] that hold the tokens they see, own ones first, or None where a tile sees its own only.
     """
 
     picked: slice | Tensor
@@ -60,8 +62,16 @@ def cross_tile_attention(
     halo_weight: float,
     scale: float,
     return_lse: bool,
+    frequencies: Tensor | None = None,
+    interleaved: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """q [T, B, S, H, D], k and v [T, B, S, Hkv, D] -> out like q, lse [T, B, H, S] (empty unless asked for)."""
+    """q [T, B, S, H, D], k and v [T, B, S, Hkv, D] -> out like q, lse [T, B, H, S] (empty unless asked for).
+
+    With `frequencies` the plan is an unwrapped one; without, k and v may be the pool that the plan's tables name.
+    """
+    if frequencies is not None and q.numel():
+        turns = pool_turns(plan, frequencies, interleaved, q)
+        q, (k, v) = turn_queries(q, turns), make_pool(k, v, turns)
     tiles, batch, sequence, heads, _ = q.shape
     call = _Call(plan, num_prefix_tokens, prefix_mask, halo_weight, scale, return_lse, batch, sequence)
     out = q.new_empty(q.shape)
@@ -92,19 +102,36 @@ def cross_tile_attention_vjp(
     halo_weight: float,
     scale: float,
     return_lse: bool,
+    frequencies: Tensor | None = None,
+    interleaved: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, each group of tiles recomputed on its own and added up."""
+    if q.numel() == 0:
+        grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        return grads[0], grads[1], grads[2]
     batch, sequence = q.shape[1:3]
     call = _Call(plan, num_prefix_tokens, prefix_mask, halo_weight, scale, return_lse, batch, sequence)
+    if frequencies is None:
+        grad_q, grad_k, grad_v = _pool_vjp(grad_out, grad_lse, q, k, v, call)
+    else:
+        turns = pool_turns(plan, frequencies, interleaved, q)
+        turned = turn_queries(q, turns), *make_pool(k, v, turns)
+        grad_q, grad_k, grad_v = _pool_vjp(grad_out, grad_lse, *turned, call)
+        grad_q, (grad_k, grad_v) = turn_queries_back(grad_q, turns), fold_pool(grad_k, grad_v, turns)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _pool_vjp(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, call: _Call
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, in its dtype, and of a pool k, v [T', B, S, Hkv, D], in float32 (float64 for float64)."""
     sums = [torch.zeros(x.shape, dtype=_wide(x.dtype), device=x.device) for x in (k, v)]
     grad_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    if q.numel() == 0:
-        return grad_q, sums[0].to(k.dtype), sums[1].to(v.dtype)
     q, k, v = (_dense_last(x) for x in (q, k, v))
     for group in _groups(call, k):
         leaves = [x.detach() for x in (q[group.picked].flatten(0, 1), _gather(k, group), _gather(v, group))]
         grads = [grad_out[group.picked].flatten(0, 1)]
-        if return_lse and grad_lse is not None:
+        if call.return_lse and grad_lse is not None:
             grads.append(grad_lse[group.picked].flatten(0, 1))
         with torch.enable_grad():
             leaves = [x.requires_grad_() for x in leaves]
@@ -118,7 +145,7 @@ def cross_tile_attention_vjp(
                 total[group.picked] += _per_tile(part, group.count)
             else:
                 total.flatten(0, 2).index_add_(0, group.rows, part.flatten(0, 1).to(total.dtype))
-    return grad_q, sums[0].to(k.dtype), sums[1].to(v.dtype)
+    return grad_q, sums[0], sums[1]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -154,7 +181,7 @@ def _groups(call: _Call, k: Tensor) -> Iterator[_Group]:
 
 
 def _rows(call: _Call, members: Tensor, halo: int) -> Tensor:
-    """Rows of [T * B * S] of what each of the tiles sees: its sequence, then its halo."""
+    """Rows of [T' * B * S] of what each of the tiles sees: its sequence, then its halo."""
     device, tokens = members.device, call.plan.layout.tile_positions
     tables = attention_tables(call.plan, device)
     entries = tables.starts[tables.class_of_tile[members].long()][:, None] + torch.arange(halo, device=device)

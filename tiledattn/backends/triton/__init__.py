@@ -92,6 +92,8 @@ def cross_tile_attention(
     halo_weight: float,
     scale: float,
     return_lse: bool,
+    frequencies: Tensor | None = None,
+    interleaved: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Fused attention of every tile over its own tokens and the plan's halo.
 
@@ -105,13 +107,20 @@ def cross_tile_attention(
         halo_weight: in [0, 1]; its logarithm is added to halo logits, 0 leaves the halo out.
         scale: factor on the logits.
         return_lse: whether to compute the log-sum-exp.
+        frequencies: rotary frequencies [axes, J] or [axes, H, J] of q and k at tile-local positions, or None. With
+            them the plan is an unwrapped one.
+        interleaved: whether a rotary pair is two adjacent channels.
 
     Returns:
         The output, contiguous, like q; and lse, float32 [T, B, H, S] in natural log (empty without `return_lse`).
     """
+    from ..rotary import make_pool, pool_turns, turn_queries
     from ..tables import attention_tables
     from .attention import cross_tile_attention_fwd
 
+    if frequencies is not None and q.numel():
+        turns = pool_turns(plan, frequencies, interleaved, q)
+        q, (k, v) = turn_queries(q, turns), make_pool(k, v, turns)
     return cross_tile_attention_fwd(
         q,
         k,

@@ -41,7 +41,7 @@ def cross_tile_attention_fwd(
 
     Args:
         q: [T, B, S, H, D], any strides.
-        k: [T, B, S, Hkv, D], any strides.
+        k: [T', B, S, Hkv, D], any strides; own keys of tile t are k[t], others (T' > T too) are listed only.
         v: like k.
         tables: the listed tokens of each tile; None for none.
         num_prefix_tokens: leading tokens P that lie on no canvas position.
