@@ -10,7 +10,8 @@ except ImportError as error:
         "tiledattn.diffusers needs diffusers, which is not installed: pip install 'tiledattn[diffusers]'"
     ) from error
 
+from .enable import disable_tiling, enable_tiling
 from .processors import CrossTileAttnProcessor
-from .tiling import Tiling, disable_tiling, enable_tiling
+from .tiling import Tiling
 
 __all__ = ["CrossTileAttnProcessor", "Tiling", "disable_tiling", "enable_tiling"]

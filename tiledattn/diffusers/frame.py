@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..geometry import TileLayout
+from ..ops import Rotary
 
 
 @dataclass
@@ -24,14 +25,22 @@ class Frame:
         backend: backend of the operations.
         norm_backend: backend of group norms.
         paused: True while an operation of the package runs, so that couplings leave its own calls alone.
+        tokens: the layout in tokens of a transformer; None for UNets, whose levels differ.
+        rotary: how a transformer's rotary positions turn; None: they don't, or are the canvas's already.
+        text: where a transformer's text tokens stand in self-attention.
+        layer: the self-attention layer under way that has not attended yet.
     """
 
     layout: TileLayout
-    halo: tuple[int, int] | Literal["all"] = (0, 0)
+    halo: tuple[int, ...] | Literal["all"] = (0, 0)
     halo_weight: float = 1.0
     backend: str = "auto"
     norm_backend: str = "auto"
     paused: bool = False
+    tokens: TileLayout | None = None
+    rotary: Rotary | None = None
+    text: Literal["none", "first", "last"] = "none"
+    layer: str | None = None
 
     def factor(self, height: int, width: int) -> int | None:
         """How many times coarser than the layout tiles of `height` x `width` are; None when they fit no level."""
@@ -48,9 +57,16 @@ class Frame:
         factor = round((positions // tokens) ** 0.5)
         return factor if factor * factor * tokens == positions and self._divides(factor) else None
 
-    def level_halo(self, factor: int) -> tuple[int, int] | Literal["all"]:
+    def level_halo(self, factor: int) -> tuple[int, ...] | Literal["all"]:
         """The halo at the level that is `factor` times coarser, rounded up."""
-        return "all" if self.halo == "all" else (-(-self.halo[0] // factor), -(-self.halo[1] // factor))
+        return "all" if self.halo == "all" else tuple(-(-reach // factor) for reach in self.halo)
+
+    def token_halo(self) -> tuple[int, ...] | Literal["all"]:
+        """The halo in tokens of a transformer, rounded up."""
+        if self.halo == "all" or self.tokens is None:
+            return self.halo
+        patches = [size // tokens for size, tokens in zip(self.layout.size, self.tokens.size, strict=True)]
+        return tuple(-(-reach // patch) for reach, patch in zip(self.halo, patches, strict=True))
 
     @contextmanager
     def pause(self) -> Iterator[None]:

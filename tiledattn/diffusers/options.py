@@ -11,51 +11,63 @@ from torch import Tensor
 
 from .. import dispatch
 from ..geometry import WINDOWS, TileLayout
+from .axes import AxisUnit, Extent, read_halo, read_overlap, read_tile, read_wrap
 
 NORMS = ("tile", "neighbours", "canvas")
 SCHEDULES = ("constant", "quadratic")
 SIZE_CONDITIONINGS = ("tile", "crop", "canvas")
 UNITS = ("pixel", "latent")
+POSITIONS = ("tile", "canvas")
 
-Extent = int | Sequence[int]
 Schedule = str | Callable[[int, int], float]
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the options are checked against: the denoiser's facts, in latents."""
+    """What the options are checked against: the denoiser's facts per axis, in positions of its canvas."""
 
-    granularity: int
-    native_tile: tuple[int, int]
-    pixels: int
+    axes: tuple[str, ...]
+    granularity: tuple[int, ...]
+    native_tile: tuple[int, ...]
+    pixels: tuple[int, ...]
     has_vae: bool
     has_scheduler: bool
+    no_halo: str | None
 
 
 @dataclass(frozen=True, eq=False)
 class Options:
-    """Checked arguments of `enable_tiling`. `tile`, `overlap` and `halo` are in latents, (height, width).
+    """Checked arguments of `enable_tiling`. `tile`, `overlap` and `halo` are in positions of the canvas, per axis.
 
-    `scale` is how many of the user's units a latent is, `granularity` what sizes must be multiples of in latents,
-    `pixels` how many pixels a latent is; `norm_backend` is `backend`, or "auto" where that has no group norm.
+    `axes` tells how the user's units become positions, `norm_backend` is `backend`, or "auto" where that has no group
+    norm, `pixels_per_axis` are pixels (frames) per position.
     """
 
-    tile: tuple[int, int]
-    overlap: tuple[int, int]
-    halo: tuple[int, int] | Literal["all"]
+    tile: tuple[int, ...]
+    overlap: tuple[int, ...]
+    halo: tuple[int, ...] | Literal["all"]
     window: str | tuple[Tensor, ...]
-    wrap: tuple[bool, bool]
+    wrap: tuple[bool, ...]
     conv_halo: bool
     norm: str
     halo_schedule: Schedule
     num_steps: int | None
     size_conditioning: str
+    positions: str
     backend: str
     norm_backend: str
-    unit: str
-    scale: int
-    granularity: int
-    pixels: int
+    axes: tuple[AxisUnit, ...]
+    pixels_per_axis: tuple[int, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per position, in width."""
+        return self.pixels_per_axis[-1]
+
+    @property
+    def granularity(self) -> int:
+        """What widths must be multiples of, in positions."""
+        return self.axes[-1].granularity
 
     @property
     def has_halo(self) -> bool:
@@ -67,19 +79,19 @@ class Options:
         """Whether convolutions or norms cross borders."""
         return self.conv_halo or self.norm != "tile"
 
-    def layout_for(self, height: int, width: int) -> TileLayout:
-        """The layout of a canvas of `height` x `width` latents; a tile larger than the canvas becomes the canvas.
+    def layout_for(self, *size: int) -> TileLayout:
+        """The layout of a canvas of `size` positions; a tile larger than the canvas becomes the canvas.
 
         Raises:
             ValueError: a canvas that the model's levels can't divide, naming the nearest sizes that can.
         """
-        size = (height, width)
         tile = tuple(min(t, length) for t, length in zip(self.tile, size, strict=True))
         overlap = tuple(o if t < length else 0 for o, t, length in zip(self.overlap, tile, size, strict=True))
         layout = TileLayout(size, tile, overlap, self.wrap)
         if layout.num_tiles > 1 or any(self.wrap):
-            for name, length in zip(("height", "width"), size, strict=True):
-                self._check_multiple(f"{name} of the canvas", length)
+            for axis, length in zip(self.axes, size, strict=True):
+                if length % axis.granularity:
+                    axis.length(f"{axis.name} of the canvas", axis.units(length))
         return layout
 
     def window_for(self, layout: TileLayout, device: torch.device) -> str | tuple[Tensor, ...]:
@@ -90,9 +102,6 @@ class Options:
             weights.to(device) if tiles > 1 else torch.ones(length, device=device)
             for weights, tiles, length in zip(self.window, layout.grid, layout.tile, strict=True)
         )
-
-    def _check_multiple(self, name: str, latents: int) -> None:
-        check_multiple(name, latents * self.scale, self.granularity * self.scale, self.unit, 1)
 
 
 def make_options(
@@ -108,6 +117,7 @@ def make_options(
     halo_schedule: Schedule,
     num_steps: int | None,
     size_conditioning: str,
+    positions: str,
     backend: str,
     unit: str | None,
 ) -> Options:
@@ -116,44 +126,55 @@ def make_options(
     Raises:
         TypeError, ValueError: naming the argument, what it got and what works.
     """
-    unit = _unit(unit, model)
-    scale = model.pixels if unit == "pixel" else 1
-    tiles = _tile(tile, model, unit, scale)
-    overlaps = _overlap(overlap, tiles, model, unit, scale)
+    axes = _axes(_unit(unit, model), model)
+    tiles = read_tile(tile, axes, model.native_tile)
+    overlaps = read_overlap(overlap, axes, tiles)
+    reach = read_halo(halo, axes, tiles)
+    wraps = read_wrap(wrap, axes)
     if not isinstance(conv_halo, bool):
         raise TypeError(f"conv_halo: got {conv_halo!r}; expected True or False")
     _one_of("norm", norm, NORMS)
     _one_of("size_conditioning", size_conditioning, SIZE_CONDITIONINGS)
+    _one_of("positions", positions, POSITIONS)
+    if positions == "canvas" and any(wraps):
+        raise ValueError(
+            'positions: "canvas" gives a periodic canvas two ends that don\'t meet; use "tile", or no wrap'
+        )
+    if model.no_halo is not None:
+        if reach == "all" or (halo is not None and any(reach)):
+            raise ValueError(f"halo: got {halo!r}; {model.no_halo}; pass halo=0")
+        reach = (0,) * len(axes)
     _check_schedule(halo_schedule, num_steps, model)
     dispatch.check_name(backend)
     return Options(
         tile=tiles,
         overlap=overlaps,
-        halo=_halo(halo, tiles, unit, scale),
-        window=_window(window, tiles),
-        wrap=_wrap(wrap),
+        halo=reach,
+        window=_window(window, tiles, axes),
+        wrap=wraps,
         conv_halo=conv_halo,
         norm=norm,
         halo_schedule=halo_schedule,
         num_steps=num_steps,
         size_conditioning=size_conditioning,
+        positions=positions,
         backend=backend,
         norm_backend=backend if dispatch.provides(backend, "group_norm_tiles") else "auto",
-        unit=unit,
-        scale=scale,
-        granularity=model.granularity,
-        pixels=model.pixels,
+        axes=axes,
+        pixels_per_axis=model.pixels,
     )
 
 
-def check_multiple(name: str, value: int, multiple: int, unit: str, least: int) -> None:
-    """Raises ValueError naming the nearest multiples, `least` times `multiple` at least."""
-    if value % multiple == 0 and value >= least * multiple:
-        return
-    below = value // multiple * multiple
-    near = [v for v in (below, below + multiple) if v >= least * multiple]
-    nearest = f"nearest are {near[0]} and {near[1]}" if len(near) == 2 else f"nearest is {near[0]}"
-    raise ValueError(f"{name}: got {value} {unit}s; it must be a multiple of {multiple} here; the {nearest}")
+def _axes(unit: str, model: Model) -> tuple[AxisUnit, ...]:
+    out = []
+    for name, granularity, pixels in zip(model.axes, model.granularity, model.pixels, strict=True):
+        if unit == "latent":
+            out.append(AxisUnit(name, "latent", 1, granularity, 1))
+        elif name == "frames":
+            out.append(AxisUnit(name, "frame", pixels, granularity, 1))
+        else:
+            out.append(AxisUnit(name, "pixel", pixels, granularity, pixels))
+    return tuple(out)
 
 
 def _unit(unit: str | None, model: Model) -> str:
@@ -167,77 +188,19 @@ def _unit(unit: str | None, model: Model) -> str:
     )
 
 
-def _tile(tile: Extent | None, model: Model, unit: str, scale: int) -> tuple[int, int]:
-    step = model.granularity
-    if tile is None:
-        height, width = (max(step, value // step * step) for value in model.native_tile)
-        return height, width
-    height, width = _pair("tile", tile, 1, unit)
-    for name, value in (("tile height", height), ("tile width", width)):
-        check_multiple(name, value, step * scale, unit, 1)
-    return height // scale, width // scale
-
-
-def _overlap(overlap: Extent, tile: tuple[int, int], model: Model, unit: str, scale: int) -> tuple[int, int]:
-    pair = _pair("overlap", overlap, 0, unit)
-    for name, value, width in zip(("overlap height", "overlap width"), pair, tile, strict=True):
-        if value >= width * scale:
-            raise ValueError(f"{name}: got {value} {unit}s; it must be below the tile's {width * scale}")
-        check_multiple(name, value, model.granularity * scale, unit, 0)
-    return pair[0] // scale, pair[1] // scale
-
-
-def _halo(halo: Extent | str | None, tile: tuple[int, int], unit: str, scale: int) -> tuple[int, int] | Literal["all"]:
-    if halo is None:
-        return max(1, tile[0] // 8), max(1, tile[1] // 8)
-    if isinstance(halo, str):
-        if halo != "all":
-            raise ValueError(f'halo: got {halo!r}; expected an int, (height, width) or "all"')
-        return "all"
-    pair = _pair("halo", halo, 0, unit)
-    for name, value in zip(("halo height", "halo width"), pair, strict=True):
-        check_multiple(name, value, scale, unit, 0)
-    return pair[0] // scale, pair[1] // scale
-
-
-def _pair(name: str, value: object, least: int, unit: str) -> tuple[int, int]:
-    values = [value, value] if isinstance(value, int) else value
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(
-            f"{name}: got {value!r} ({type(value).__name__}); expected an int in {unit}s or (height, width)"
-        )
-    if len(values) != 2:
-        raise ValueError(f"{name}: got {len(values)} values {tuple(values)}; expected an int or (height, width)")
-    for item in values:
-        if isinstance(item, bool) or not isinstance(item, int):
-            raise TypeError(f"{name}: got {item!r} ({type(item).__name__}); expected a whole number of {unit}s")
-        if item < least:
-            raise ValueError(f"{name}: got {item}; it must be at least {least}")
-    return values[0], values[1]
-
-
-def _wrap(wrap: object) -> tuple[bool, bool]:
-    values = [wrap, wrap] if isinstance(wrap, bool) else wrap
-    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(v, bool) for v in values):
-        raise TypeError(f"wrap: got {wrap!r}; expected True, False or two of them (height, width)")
-    if len(values) != 2:
-        raise ValueError(f"wrap: got {len(values)} values {tuple(values)}; expected a bool or (height, width)")
-    return values[0], values[1]
-
-
-def _window(window: object, tile: tuple[int, int]) -> str | tuple[Tensor, ...]:
+def _window(window: object, tile: tuple[int, ...], axes: tuple[AxisUnit, ...]) -> str | tuple[Tensor, ...]:
     if isinstance(window, str):
         _one_of("window", window, WINDOWS)
         return window
     if isinstance(window, Tensor) or not isinstance(window, Sequence):
         raise TypeError(
-            f"window: got {type(window).__name__}; expected one of {', '.join(WINDOWS)} or two 1-D tensors "
-            "(height, width)"
+            f"window: got {type(window).__name__}; expected one of {', '.join(WINDOWS)} or 1-D tensors, "
+            f"one each for {', '.join(axis.name for axis in axes)}"
         )
     shapes = [tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in window]
     if shapes != [(length,) for length in tile]:
         raise ValueError(
-            f"window: got {shapes}; expected tensors of shape ({tile[0]},) and ({tile[1]},), the tile in latents"
+            f"window: got {shapes}; expected tensors of shape {' and '.join(f'({n},)' for n in tile)}, the tile in latents"
         )
     if not all(bool((item > 0).all() and item.isfinite().all()) for item in window):
         raise ValueError("window: weights must be positive and finite everywhere")

@@ -44,10 +44,13 @@ class SchedulerSteps:
 
     Args:
         pipe: the pipeline. Its last known scheduler outlives it: others may run the same denoiser with it.
+        changed: whether the pipeline changes timesteps on their way to the denoiser (Flux divides them by 1000). The
+            step is then the scheduler's own count, where it has one.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, changed: bool = False) -> None:
         self._pipe = Weak(pipe)
+        self._changed = changed
         self._scheduler = getattr(pipe, "scheduler", None)
 
     def position(self, timestep: Any) -> tuple[int, int]:
@@ -62,7 +65,9 @@ class SchedulerSteps:
         timesteps = getattr(self._scheduler, "timesteps", None)
         if isinstance(timesteps, Tensor) and timesteps.ndim == 1:
             place = _place_in_storage(timestep, timesteps)
-            if place is None and not _is_part(timestep):
+            if place is None and self._changed:
+                place = _scheduler_count(self._scheduler)
+            elif place is None and not _is_part(timestep):
                 place = _place_by_value(timestep, timesteps)
             if place is not None:
                 return place, len(timesteps)
@@ -115,6 +120,16 @@ def _place_in_storage(timestep: Any, timesteps: Tensor) -> int | None:
         return None
     place = int(timestep.storage_offset()) - int(timesteps.storage_offset())
     return place if timesteps.stride(0) == 1 and 0 <= place < len(timesteps) else None
+
+
+def _scheduler_count(scheduler: Any) -> int | None:
+    """The step that a scheduler takes next; None where it doesn't count."""
+    if not hasattr(scheduler, "step_index"):
+        return None
+    if scheduler.step_index is not None:
+        return int(scheduler.step_index)
+    begin = getattr(scheduler, "begin_index", None)
+    return 0 if begin is None else int(begin)
 
 
 def _is_part(timestep: Any) -> bool:

@@ -17,6 +17,8 @@ from .weak import Weak
 
 Decode = Callable[..., Any]
 
+VIDEO_TILE = 32  # latents; half of it is about what a pixel of a video decoder depends on
+
 
 @dataclass(eq=False)
 class CircularDecode:
@@ -25,7 +27,7 @@ class CircularDecode:
     Without the VAE's own tiling the result is exact: padded convolutions read round the canvas (the rest of a decoder
     mixes positions everywhere or nowhere). With `vae.enable_tiling()` the latents are continued by half a VAE tile at
     either end and decoded; the picture's continuation at the far end is then faded into its beginning, over as many
-    pixels as the VAE fades its own tiles.
+    pixels as the VAE fades its own tiles. So it is for VAEs of videos, whose decoders aren't coupled.
 
     Attributes:
         wrap: the periodic axes (height, width).
@@ -60,8 +62,8 @@ class CircularDecode:
             vae.decode = replaced
 
     def run(self, vae: Any, original: Decode, z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Decodes latents [B, C, height, width] with `original`."""
-        if getattr(vae, "use_tiling", False):
+        """Decodes latents [B, C, height, width] or [B, C, frames, height, width] with `original`."""
+        if z.ndim == 5 or getattr(vae, "use_tiling", False):
             return self._run_continued(vae, original, z, *args, **kwargs)
         size = (z.shape[-2] * self.pixels, z.shape[-1] * self.pixels)
         frame = Frame(TileLayout(size, size, 0, self.wrap), backend=self.backend)
@@ -69,7 +71,7 @@ class CircularDecode:
             return original(z, *args, **kwargs)
 
     def _run_continued(self, vae: Any, original: Decode, z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        tile = int(getattr(vae, "tile_latent_min_size", 64))
+        tile = int(getattr(vae, "tile_latent_min_size", VIDEO_TILE if z.ndim == 5 else 64))
         fade = int(tile * float(getattr(vae, "tile_overlap_factor", 0.25))) * self.pixels
         margin = max(1, tile // 2)
         sizes = z.shape[-2:]

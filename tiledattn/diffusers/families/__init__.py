@@ -6,8 +6,9 @@ from typing import Any
 
 from .base import Family
 from .unet import UNetFamily
+from .wan import WanFamily
 
-FAMILIES: tuple[Family, ...] = (UNetFamily(),)
+FAMILIES: tuple[Family, ...] = (UNetFamily(), WanFamily())
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
@@ -22,4 +23,6 @@ def family_of(model: Any) -> Family:
         if family.matches(model):
             return family
     known = ", ".join(name for family in FAMILIES for name in family.classes)
-    raise TypeError(f"can't tile a {type(model).__name__}; supported denoisers are {known}")
+    raise TypeError(
+        f"can't tile a {type(model).__name__}; supported denoisers are {known}; docs/families.md tells how to add one"
+    )

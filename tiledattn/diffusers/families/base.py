@@ -1,13 +1,26 @@
-"""What a model family answers."""
+"""What a model family answers, and what it is told of a call."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ...geometry import TileLayout
+from ...ops import Rotary
+from ..frame import CurrentFrame
+from ..sdpa import MarkedLayers
+from ..swapping import ProcessorSwap
+from ..view import CanvasView
+
+IMAGE = ("height", "width")
+VIDEO = ("frames", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -15,59 +28,218 @@ class CallContext:
     """What a family needs to turn a call on the canvas into a call on tiles.
 
     Attributes:
-        layout: the layout in latents.
+        view: how the canvas is cut.
         batch: rows of the canvas batch (guidance copies included).
-        pixels: pixels per latent.
+        pixels: pixels (or frames) per position, per axis.
         size_conditioning: "tile", "crop" or "canvas".
+        positions: "tile" or "canvas".
     """
 
-    layout: TileLayout
+    view: CanvasView
     batch: int
-    pixels: int
-    size_conditioning: str
+    pixels: tuple[int, ...]
+    size_conditioning: str = "tile"
+    positions: str = "tile"
+
+    @property
+    def layout(self) -> TileLayout:
+        """The layout, in positions of the canvas."""
+        return self.view.layout
+
+    def cut(self, name: str, x: Tensor) -> Tensor:
+        """[B, C, *size] at the canvas's or another resolution -> [T*B, C, *tile]."""
+        return self.view.tiles(name, x)
+
+    def cut_tokens(self, name: str, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """[B, tokens of `grid` in row-major order, ...] -> [T*B, tokens of a tile, ...]."""
+        if x.shape[1] != _product(grid):
+            raise ValueError(f"{name}: got {x.shape[1]} tokens; the canvas has {grid}, {_product(grid)} tokens")
+        rest = x.shape[2:]
+        flat = x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)  # [B, C, tokens]
+        tiles = self.cut(name, flat.unflatten(2, grid))
+        return tiles.flatten(2).transpose(1, 2).unflatten(2, rest) if rest else tiles.flatten(1)
+
+    def repeat(self, name: str, value: Any) -> Any:
+        """Rows [B, ...] -> [T*B, ...], in tensors and in tuples and lists of them; None stays None.
+
+        Raises:
+            TypeError, ValueError: something else than tensors of as many rows as the canvas batch, or of one.
+        """
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.repeat(name, item) for item in value)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}; expected a tensor [B, ...] or a list of them")
+        tiles = self.layout.num_tiles
+        if value.ndim and value.shape[0] == 1 and self.batch > 1:
+            return value.expand(tiles * self.batch, *value.shape[1:])
+        if not value.ndim or value.shape[0] != self.batch:
+            raise ValueError(
+                f"{name}: got shape {tuple(value.shape)}; expected {self.batch} rows, as many as the canvas batch"
+            )
+        return value.repeat(tiles, *(1,) * (value.ndim - 1))
 
 
-class Family(Protocol):
-    """The denoisers that are called alike. Implementations hold no state."""
+class Family(ABC):
+    """The denoisers that are called alike. What differs is data; implementations hold no state."""
 
+    name: str
+    """What people call the models."""
     classes: tuple[str, ...]
-    """Names of the supported classes, for messages."""
+    """Names of the model classes; subclasses belong to the family as well."""
+    pipelines: tuple[str, ...] = ()
+    """Pipeline classes that are tested."""
+    hub: str = ""
+    """A model on the hub, for examples."""
+    axes: tuple[str, ...] = IMAGE
+    """The canvas's axes."""
+    canvas: str = "hidden_states"
+    """The argument that holds the canvas."""
+    required: tuple[str, ...] = ("timestep", "encoder_hidden_states")
+    """Arguments that the forward must have besides."""
+    repeated: tuple[str, ...] = ()
+    """Arguments with a row per row of the canvas batch, repeated for every tile."""
+    passed: tuple[str, ...] = ("return_dict",)
+    """Arguments that are passed on as they are."""
+    refused: dict[str, str] = {}
+    """Arguments that can't be tiled, and why."""
+    attention: str = ""
+    """Pattern (whole match) of the names of the self-attention layers over canvas tokens."""
+    cross_attention: str = ""
+    """Pattern of the names of layers in which canvas tokens attend to text; their processors are watched as well."""
+    processors: tuple[str, ...] = ()
+    """Classes of attention processors that these layers may have: each row's output depends on that row alone."""
+    text: Literal["none", "first", "last"] = "none"
+    """Where tokens that lie on no canvas position (text) stand in self-attention, relative to the canvas's."""
+    no_halo: str | None = None
+    """Why attention can't cross tile borders, in one sentence; None where it can."""
+    positions: str = ""
+    """How tokens know their place, for the table: "rotary", "absolute" or "none"."""
+    notes: str = ""
+    """What mixes positions and is not coupled, or other limits, for the table; may be empty."""
+    step_from_scheduler: bool = True
+    """Whether the pipeline changes the timestep before it reaches the model, so that only the scheduler knows it."""
+    has_couplings: bool = False
+    """Whether the model has padded convolutions or group norms over canvas positions."""
 
     def matches(self, model: Any) -> bool:
-        """Whether the model is one of the family."""
+        """Whether the model is of the family."""
+        return any(cls.__name__ in self.classes for cls in type(model).__mro__)
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any) -> None:  # noqa: B027
         """Raises ValueError with the reason for a configuration that can't be tiled."""
 
-    def granularity(self, model: Any) -> int:
-        """What canvas, tile and overlap must be multiples of, in latents."""
+    def patch(self, model: Any) -> tuple[int, ...]:
+        """Canvas positions per token, per axis."""
+        return (1,) * len(self.axes)
 
-    def native_tile(self, model: Any) -> tuple[int, int]:
-        """Height and width the model was trained at, in latents."""
+    def granularity(self, model: Any) -> tuple[int, ...]:
+        """What canvas, tile and overlap must be multiples of, in positions, per axis."""
+        return self.patch(model)
 
-    def pixels_per_latent(self, model: Any) -> int:
-        """Pixels a latent stands for when there is no VAE to ask (conditioning on sizes)."""
+    @abstractmethod
+    def native_tile(self, model: Any) -> tuple[int, ...]:
+        """The size the model was trained at, in positions, per axis."""
 
-    def parameters(self) -> tuple[str, ...]:
+    @abstractmethod
+    def pixels(self, model: Any, pipe: Any | None) -> tuple[int, ...]:
+        """Pixels (frames on a time axis) per position, per axis; without a pipeline a guess from the model."""
+
+    def parameters(self, model: Any) -> tuple[str, ...]:
         """Names of the forward's parameters in order."""
+        names = tuple(inspect.signature(type(model).forward).parameters)
+        return names[1:]
 
     def self_attentions(self, model: Any) -> dict[str, nn.Module]:
         """The self-attention layers over canvas tokens, by name."""
+        return _layers(model, self.attention)
 
     def cross_attentions(self, model: Any) -> dict[str, nn.Module]:
         """The layers in which canvas tokens attend to conditioning, by name."""
+        return _layers(model, self.cross_attention)
 
-    def canvas_of(self, call: dict[str, Any]) -> Tensor:
-        """The canvas [B, C, height, width] among the arguments; raises for arguments that can't be tiled."""
+    def layers(self, model: Any, halo: bool, current: CurrentFrame) -> ProcessorSwap | MarkedLayers:
+        """What makes the model's self-attention cross tile borders, and watches its attention processors."""
+        return MarkedLayers(self.self_attentions(model), self.cross_attentions(model), halo, current, self.processors)
 
-    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext) -> dict[str, Any]:
+    def rotary(self, model: Any, context: CallContext) -> Rotary | None:
+        """How the model's rotary positions turn, in radians per token; None without rotary positions.
+
+        None as well where the call gives every tile the canvas's own positions.
+        """
+        return None
+
+    def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
+        """The canvas [B, C, *size] among the arguments; raises for arguments that can't be tiled."""
+        self.check_call(call)
+        canvas = call[self.canvas]
+        if not isinstance(canvas, Tensor) or canvas.ndim != 2 + len(self.axes):
+            got = tuple(canvas.shape) if isinstance(canvas, Tensor) else type(canvas).__name__
+            raise ValueError(f"{self.canvas}: got {got}; expected a tensor [B, C, {', '.join(self.axes)}]")
+        return canvas
+
+    def check_call(self, call: dict[str, Any]) -> None:
+        """Raises for missing arguments, and for given ones that can't be tiled."""
+        missing = [name for name in (self.canvas, *self.required) if call.get(name) is None]
+        if missing:
+            raise TypeError(f"forward: missing {', '.join(missing)}")
+        known = (self.canvas, *self.required, *self.repeated, *self.passed)
+        for name, value in call.items():
+            if value is not None and name not in known:
+                reason = self.refused.get(name, "tiling doesn't know what it is")
+                raise NotImplementedError(f"{name}: can't be tiled: {reason}; leave it out, or disable_tiling")
+
+    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """The call for `tiles` [T*B, C, *tile]: conditioning repeated, or cut."""
+        new = {**call, self.canvas: tiles}
+        for name in self.repeated:
+            if call.get(name) is not None:
+                new[name] = context.repeat(name, call[name])
+        return new
 
     def timestep_of(self, call: dict[str, Any]) -> Any:
         """The timestep among the arguments."""
+        return call["timestep"]
 
-    def prediction_of(self, output: Any) -> Tensor:
-        """The prediction [T*B, C, *tile] in the model's output."""
+    def prediction_of(self, output: Any, context: CallContext) -> Tensor:
+        """The prediction [T*B, C, *tile] in the model's output: of a tuple the first, else `sample`."""
+        prediction: Tensor = output[0] if isinstance(output, tuple) else output.sample
+        return prediction
 
-    def with_prediction(self, output: Any, prediction: Tensor) -> Any:
-        """The model's output with another prediction."""
+    def with_prediction(self, output: Any, prediction: Tensor, context: CallContext) -> Any:
+        """The model's output with another prediction, [B, C, *size]."""
+        return (prediction, *output[1:]) if isinstance(output, tuple) else type(output)(sample=prediction)
+
+    def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
+        """Conditioning of one prompt, a row each, by the forward's argument names, for region prompts.
+
+        Raises:
+            NotImplementedError: the family has none.
+        """
+        raise NotImplementedError(f"regions: {self.name} models don't take region prompts yet")
+
+
+def _layers(model: Any, pattern: str) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in model.named_modules() if re.fullmatch(pattern, name)}
+
+
+def axial_frequencies(dims: tuple[int, ...], theta: float) -> Tensor:
+    """Frequencies of axial rotary positions, theta^(-2j / dim) for pair j of an axis with `dim` channels.
+
+    Returns:
+        Radians per token, float64 [axes, sum(dims) / 2]: each axis turns its own channels only.
+    """
+    table = torch.zeros(len(dims), sum(dims) // 2, dtype=torch.float64)
+    start = 0
+    for axis, dim in enumerate(dims):
+        table[axis, start : start + dim // 2] = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        start += dim // 2
+    return table
+
+
+def _product(values: tuple[int, ...]) -> int:
+    total = 1
+    for value in values:
+        total *= value
+    return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from .base import CallContext
+from ..frame import CurrentFrame
+from ..swapping import ProcessorSwap
+from .base import CallContext, Family
 
 SDXL_PIXELS_PER_LATENT = 8
 
@@ -42,14 +43,24 @@ _REFUSED = {
 }
 
 
-class UNetFamily:
+class UNetFamily(Family):
     """`UNet2DConditionModel` with the blocks of SD 1.x, 2.x and SDXL."""
 
-    classes: tuple[str, ...] = ("UNet2DConditionModel",)
-
-    def matches(self, model: Any) -> bool:
-        """Whether the model is a `UNet2DConditionModel`."""
-        return isinstance(model, UNet2DConditionModel)
+    name = "Stable Diffusion 1.x, 2.x, SDXL"
+    classes = ("UNet2DConditionModel",)
+    pipelines = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    )
+    hub = "stabilityai/stable-diffusion-xl-base-1.0"
+    canvas = "sample"
+    step_from_scheduler = False
+    has_couplings = True
+    positions = "none"
 
     def check(self, model: Any) -> None:
         """Raises ValueError for blocks and options that mix positions in ways that can't be coupled."""
@@ -82,22 +93,22 @@ class UNetFamily:
             if isinstance(module, Attention) and isinstance(module.norm_cross, nn.GroupNorm):
                 raise ValueError(f"{name}: cross_attention_norm 'group_norm' can't be told from norms of the canvas")
 
-    def granularity(self, model: Any) -> int:
+    def granularity(self, model: Any) -> tuple[int, ...]:
         """2 to the number of downsamplings."""
-        return int(2**model.num_upsamplers)
+        return (int(2**model.num_upsamplers),) * 2
 
-    def native_tile(self, model: Any) -> tuple[int, int]:
+    def native_tile(self, model: Any) -> tuple[int, ...]:
         """The configuration's `sample_size`; 64 where it is missing."""
         size = model.config.sample_size
         if size is None:
             return (64, 64)
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
-    def pixels_per_latent(self, model: Any) -> int:
-        """8, as in every SDXL VAE (only SDXL UNets are told sizes in pixels)."""
-        return SDXL_PIXELS_PER_LATENT
+    def pixels(self, model: Any, pipe: Any | None) -> tuple[int, ...]:
+        """The VAE's reduction; without one 8, as in every SDXL VAE (only SDXL UNets are told sizes in pixels)."""
+        return (int(getattr(pipe, "vae_scale_factor", SDXL_PIXELS_PER_LATENT)),) * 2
 
-    def parameters(self) -> tuple[str, ...]:
+    def parameters(self, model: Any) -> tuple[str, ...]:
         """Names of `UNet2DConditionModel.forward`'s parameters."""
         return _PARAMETERS
 
@@ -109,7 +120,11 @@ class UNetFamily:
         """Cross-attention layers of the down, mid and up blocks (`attn2`)."""
         return {name: layer for name, layer in _attentions(model).items() if layer.is_cross_attention}
 
-    def canvas_of(self, call: dict[str, Any]) -> Tensor:
+    def layers(self, model: Any, halo: bool, current: CurrentFrame) -> ProcessorSwap:
+        """Processors of the package's own: the levels of a UNet differ in their token grids."""
+        return ProcessorSwap(self.self_attentions(model), self.cross_attentions(model), halo, current)
+
+    def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """`sample`; raises for a missing argument, and for spatial conditioning, which can't be cut yet."""
         missing = [name for name in _PARAMETERS[:_REQUIRED] if name not in call]
         if missing:
@@ -135,9 +150,9 @@ class UNetFamily:
             )
         return sample
 
-    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext) -> dict[str, Any]:
+    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """The same call for all tiles: every conditioning repeated per tile, SDXL's `time_ids` per tile."""
-        repeat = _repeater(context)
+        repeat = context.repeat
         new = {**call, "sample": tiles}
         timestep = call["timestep"]
         if isinstance(timestep, Tensor) and timestep.ndim == 1:
@@ -153,46 +168,12 @@ class UNetFamily:
             }
         return new
 
-    def timestep_of(self, call: dict[str, Any]) -> Any:
-        """`timestep`."""
-        return call["timestep"]
-
-    def prediction_of(self, output: Any) -> Tensor:
-        """`sample` of the output, or the first of a tuple."""
-        prediction: Tensor = output[0] if isinstance(output, tuple) else output.sample
-        return prediction
-
-    def with_prediction(self, output: Any, prediction: Tensor) -> Any:
-        """A tuple or a `UNet2DConditionOutput`, as the model gave."""
-        return (prediction,) if isinstance(output, tuple) else type(output)(sample=prediction)
-
 
 def _attentions(model: Any) -> dict[str, Any]:
     """Attention layers over canvas tokens, by name."""
     blocks = ("down_blocks", "mid_block", "up_blocks")
     modules = model.named_modules()
     return {name: m for name, m in modules if name.split(".")[0] in blocks and isinstance(m, Attention)}
-
-
-def _repeater(context: CallContext) -> Callable[[str, Any], Any]:
-    """A function that repeats rows [B, ...] to [T*B, ...], in tensors, tuples and lists of them."""
-
-    def repeat(name: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if isinstance(value, (list, tuple)):
-            return type(value)(repeat(name, item) for item in value)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: got {type(value).__name__}; expected a tensor [B, ...] or a list of them")
-        if value.ndim and value.shape[0] == 1 and context.batch > 1:
-            return value.expand(context.layout.num_tiles * context.batch, *value.shape[1:])
-        if not value.ndim or value.shape[0] != context.batch:
-            raise ValueError(
-                f"{name}: got shape {tuple(value.shape)}; expected {context.batch} rows, as many as the canvas batch"
-            )
-        return value.repeat(context.layout.num_tiles, *(1,) * (value.ndim - 1))
-
-    return repeat
 
 
 def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
@@ -226,8 +207,8 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
             "or 5 for the refiner; use size_conditioning='canvas'"
         )
     wide = torch.promote_types(rows.dtype, torch.float32) if rows.is_floating_point() else rows.dtype
-    canvas = _row(rows, [v * context.pixels for v in layout.size], wide)
-    tile = _row(rows, [v * context.pixels for v in layout.tile], wide)
+    canvas = _row(rows, _pixels(layout.size, context), wide)
+    tile = _row(rows, _pixels(layout.tile, context), wide)
     given, rows = rows, rows.to(wide)
     original, crop, rest = rows[:, :2], rows[:, 2:4], rows[:, 4:]
     if context.size_conditioning == "tile":
@@ -236,12 +217,16 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
         if rows.shape[1] == 6:
             rest = torch.where((given[:, 4:] == rounded).all(1, keepdim=True), tile, rest)
     else:
-        origins = [[v * context.pixels for v in origin] for origin in layout.origins]
+        origins = [_pixels(origin, context) for origin in layout.origins]
         original = canvas.expand_as(original)
         moved = torch.tensor(origins, dtype=wide, device=rows.device)  # [T, 2]
         crop = crop + moved.repeat_interleave(context.batch, 0)
         rest = tile.expand_as(rest) if rows.shape[1] == 6 else rest
     return torch.cat([original, crop, rest], dim=1)
+
+
+def _pixels(positions: tuple[int, ...], context: CallContext) -> list[int]:
+    return [value * scale for value, scale in zip(positions, context.pixels, strict=True)]
 
 
 def _row(like: Tensor, values: list[int], dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,109 @@
+"""Every family: a tiny model of the real class, untiled against tiled. An entry in CASES gets all of these tests."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny_transformers import CASES, Case
+from torch import Tensor
+
+import tiledattn.diffusers as td
+from tiledattn.diffusers.families import FAMILIES, family_of
+
+EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def flat(output: Any) -> Tensor:
+    """A forward's prediction as one row of numbers, whatever it comes in."""
+    if isinstance(output, Tensor):
+        return output.flatten()
+    if isinstance(output, (list, tuple)):
+        return torch.cat([flat(item) for item in output])
+    return flat(output.to_tuple())
+
+
+def run(model: Any, call: dict[str, Any]) -> Tensor:
+    """A forward without gradients."""
+    with torch.no_grad():
+        return flat(model(**copy.copy(call)))
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """The largest difference over the largest wanted value."""
+    assert got.shape == want.shape
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def swap_rows(value: Any) -> Any:
+    """A call of two rows with the rows in the other order."""
+    if isinstance(value, dict):
+        return {name: swap_rows(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(reversed(value)) if len(value) == 2 else type(value)(swap_rows(item) for item in value)
+    return value.flip(0) if isinstance(value, Tensor) and value.ndim and value.shape[0] == 2 else value
+
+
+def test_every_family_has_a_case() -> None:
+    covered = {case.family for case in CASES} | {"UNetFamily"}
+    assert {type(family).__name__ for family in FAMILIES} <= covered
+
+
+@EVERY
+def test_it_is_its_family(case: Case) -> None:
+    assert type(family_of(case.build())).__name__ == case.family
+
+
+@EVERY
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_tile_equals_the_stock_model(case: Case, batch: int) -> None:
+    model, call = case.build(), case.call(case.tile, batch, torch.float32)
+    want = run(model, call)
+    with td.enable_tiling(model, tile=case.tile, unit="latent"):
+        assert error(run(model, call), want) < 1e-6
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_several_tiles(case: Case, dtype: torch.dtype) -> None:
+    model = case.build().to(dtype)
+    call = case.call(case.size, 2, dtype)
+    want = run(model, call)
+    with td.enable_tiling(model, tile=case.tile, unit="latent") as tiling:
+        got = run(model, call)
+        assert tiling.layout is not None
+        assert tiling.layout.num_tiles > 1
+    assert got.shape == want.shape
+    assert got.isfinite().all()
+
+
+@EVERY
+def test_rows_are_told_apart(case: Case) -> None:
+    """Guidance copies: the rows of the batch in another order come out in that order."""
+    model, call = case.build(), case.call(case.size, 2, torch.float32)
+    with td.enable_tiling(model, tile=case.tile, unit="latent"):
+        first, second = run(model, call).unflatten(0, (2, -1))
+        swapped = run(model, swap_rows(call)).unflatten(0, (2, -1))
+    assert error(first, second) > 1e-2
+    assert error(swapped, torch.stack([second, first])) < 1e-5
+
+
+@EVERY
+def test_disabling_restores_to_the_bit(case: Case) -> None:
+    model, call = case.build(), case.call(case.size, 2, torch.float32)
+    want, before = run(model, call), snapshot(model)
+    td.enable_tiling(model, tile=case.tile, unit="latent")
+    assert not torch.equal(run(model, call), want)
+    td.disable_tiling(model)
+    assert torch.equal(run(model, call), want)
+    assert snapshot(model) == before
+
+
+def snapshot(model: Any) -> dict[str, Any]:
+    """What tiling could leave behind on a model's modules."""
+    return {
+        name: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks), id(getattr(m, "processor", None)))
+        for name, m in model.named_modules()
+    }

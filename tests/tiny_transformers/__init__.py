@@ -1,0 +1,13 @@
+"""Tiny random-weight transformers of every family, and calls for them.
+
+A new family gets the tests of `diffusers/test_families.py` by a file here and its line in CASES.
+"""
+
+from __future__ import annotations
+
+from . import wan
+from .case import Case, Size, randn
+
+CASES: tuple[Case, ...] = (*wan.CASES,)
+
+__all__ = ["CASES", "Case", "Size", "randn"]

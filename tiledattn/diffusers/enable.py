@@ -1,0 +1,173 @@
+"""enable_tiling and disable_tiling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from .axes import Extent
+from .families import family_of
+from .options import Model, Schedule, make_options
+from .tiling import Tiling, tiling_of
+
+DENOISERS = ("unet", "transformer", "transformer_2")
+
+
+def enable_tiling(
+    pipe_or_model: Any,
+    tile: Extent | None = None,
+    overlap: Extent = 0,
+    halo: Extent | str | None = None,
+    window: str | Sequence[Tensor] = "hann",
+    wrap: bool | Sequence[bool] = False,
+    conv_halo: bool = True,
+    norm: str = "canvas",
+    halo_schedule: Schedule = "constant",
+    num_steps: int | None = None,
+    size_conditioning: str = "tile",
+    positions: str = "tile",
+    backend: str = "auto",
+    unit: str | None = None,
+) -> Tiling:
+    """Makes a pipeline paint any size tile by tile, the tiles of one canvas influencing one another at every step.
+
+    The denoiser gets the whole canvas, cuts it into tiles, predicts for all of them in one batch, and blends the
+    predictions. The pipeline stays as it is; call it with the `height` and `width` you want. Pipelines that share the
+    model are tiled too. Enabling again replaces the tiling in force, and an inner `with` leaves none behind. With halo
+    "all" and the other couplings as by default (for SDXL also size_conditioning "canvas") the result is the untiled
+    model's, to rounding.
+
+    Args:
+        pipe_or_model: a diffusers pipeline whose denoiser belongs to a family of `tiledattn.diffusers.FAMILIES` (UNets
+            of Stable Diffusion and SDXL, diffusion transformers for images and video), or such a denoiser on its own.
+        tile: size of a tile in pixels, an int or (height, width), for video also (frames, height, width); default the
+            size the model was trained at, also on the axes that aren't given. A tile larger than the canvas becomes
+            the canvas. Frames are counted as the model's VAE wants them (4k + 1 for most).
+        overlap: what adjacent tiles share, given like `tile`, 0 on axes that aren't given; 0 needs no blending.
+        halo: how far attention sees beyond a tile's border, given like `tile`, or "all"; default an eighth of the tile
+            per axis. 0 leaves attention alone.
+        window: weights of overlapping tiles: "uniform", "hann", "linear", "gaussian", or 1-D tensors, one per axis, as
+            long as the tile in latents, unused on an axis with one tile.
+        wrap: which axes are periodic, a bool or one per axis: (False, True) is a 360-degree panorama, True a seamless
+            texture. A bool or a pair speaks of height and width. A pipeline's VAE then decodes with circular context.
+        conv_halo: convolutions read their neighbours' positions instead of zeros.
+        norm: whose statistics group norms use: "tile", "neighbours" (weighted by nearness) or "canvas".
+        halo_schedule: the halo's weight over the run: "constant" (1), "quadratic" (1 - (i / n)^2 at step i of n) or a
+            function of (i, n) that returns a number in [0, 1]. i is the place in the scheduler's timesteps, so that
+            image-to-image starts in the middle.
+        num_steps: steps of a run, for a bare model whose schedule isn't constant: steps are then counted by changes of
+            the timestep, a repeated timestep being the same step. A pipeline's scheduler tells; pass it where another
+            pipeline with a scheduler of its own shares the model.
+        size_conditioning: SDXL's `time_ids` per tile: "tile" (sizes that equal the canvas's become the tile's, as in
+            training), "crop" (the tile as a crop of one large picture) or "canvas" (untouched).
+        positions: where a transformer's tokens are told they are: "tile" (as in training; across tiles rotary offsets
+            are the canvas's all the same) or "canvas" (at their place on the canvas: positions beyond the trained
+            ones, and for a model with absolute positions a canvas that its table covers).
+        backend: backend of the operations, "auto" or a name from `tiledattn.backends()`.
+        unit: what tile, overlap and halo are counted in: "pixel" (default; frames on a time axis) or "latent", the only
+            one for a bare model: positions of the denoiser's input, which are latents, or 2x2 latents where the
+            pipeline packs them (Flux, Qwen-Image).
+
+    Returns:
+        The handle. `with enable_tiling(pipe, ...):` disables at the end.
+
+    Raises:
+        TypeError: an argument of the wrong type, a denoiser that isn't supported, or an attention processor that is
+            neither a stock one nor IP-Adapter's.
+        ValueError: an argument out of range, or sizes that the model's levels can't divide, naming the nearest that
+            work. A canvas that can't be divided raises the same when the pipeline is called.
+        NotImplementedError: a pipeline whose conditioning lies on the canvas (ControlNet, T2I-Adapter, GLIGEN), or PAG.
+
+    Example:
+        >>> enable_tiling(pipe, tile=1024, halo=128)
+        >>> pipe("an aerial photo of a river delta", height=4096, width=4096).images[0]
+    """
+    pipe, models = _resolve(pipe_or_model)
+    if pipe is not None:
+        _check_pipeline(pipe, models)
+    arguments: dict[str, Any] = {
+        "tile": tile,
+        "overlap": overlap,
+        "halo": halo,
+        "window": window,
+        "wrap": wrap,
+        "conv_halo": conv_halo,
+        "norm": norm,
+        "halo_schedule": halo_schedule,
+        "num_steps": num_steps,
+        "size_conditioning": size_conditioning,
+        "positions": positions,
+        "backend": backend,
+        "unit": unit,
+    }
+    tilings = [_tiling(model, pipe, arguments) for model in models]
+    tiling = tilings[0]
+    tiling.companions = tuple(tilings[1:])
+    tiling.check_processors()
+    for model in models:
+        before = tiling_of(model)
+        if before is not None:
+            before.disable()
+    tiling.install()
+    return tiling
+
+
+def _tiling(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Tiling:
+    """A tiling of one model, not yet in force."""
+    family = family_of(model)
+    family.check(model)
+    facts = Model(
+        axes=family.axes,
+        granularity=family.granularity(model),
+        native_tile=family.native_tile(model),
+        pixels=family.pixels(model, pipe),
+        has_vae=getattr(pipe, "vae", None) is not None or hasattr(pipe, "vae_scale_factor"),
+        has_scheduler=pipe is not None,
+        no_halo=family.no_halo,
+    )
+    return Tiling(model, family, make_options(facts, **arguments), pipe)
+
+
+def disable_tiling(pipe_or_model: Any) -> None:
+    """Takes the tiling off: attention processors, forward and VAE are the objects they were before.
+
+    Harmless on a model without a tiling.
+
+    Raises:
+        TypeError: not a pipeline or a model.
+    """
+    for model in _resolve(pipe_or_model)[1]:
+        tiling = tiling_of(model)
+        if tiling is not None:
+            tiling.disable()
+
+
+def _resolve(target: Any) -> tuple[Any | None, list[Any]]:
+    """The pipeline, if it is one, and its denoisers, without torch.compile's wrapper."""
+    if isinstance(target, DiffusionPipeline):
+        found = [getattr(target, name, None) for name in DENOISERS]
+        return target, [getattr(model, "_orig_mod", model) for model in found if model is not None]
+    if isinstance(target, nn.Module):
+        return None, [getattr(target, "_orig_mod", target)]
+    raise TypeError(
+        f"pipe_or_model: got {type(target).__name__}; expected a diffusers pipeline or its denoiser "
+        "(UNet2DConditionModel, or a transformer)"
+    )
+
+
+def _check_pipeline(pipe: Any, models: list[Any]) -> None:
+    """Raises for pipelines that feed the denoiser with what can't be tiled."""
+    name = type(pipe).__name__
+    if not models:
+        raise TypeError(f"{name}: has no unet or transformer to tile")
+    for component, what in (("controlnet", "a ControlNet's residuals"), ("adapter", "a T2I-Adapter's residuals")):
+        if getattr(pipe, component, None) is not None:
+            raise NotImplementedError(f"{name}: can't be tiled yet: {what} lie on the canvas and would need cutting")
+    if hasattr(pipe, "pag_applied_layers") or hasattr(pipe, "pag_attn_processors"):
+        raise NotImplementedError(
+            f"{name}: can't be tiled yet: perturbed attention guidance splits the batch into guidance copies by place, "
+            "and a tiled batch has its tiles there; use the pipeline without PAG"
+        )

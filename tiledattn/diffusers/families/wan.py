@@ -1,0 +1,56 @@
+"""WanTransformer3DModel: Wan 2.1 and 2.2, text and image to video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...ops import Rotary
+from .base import VIDEO, CallContext, Family, axial_frequencies
+
+
+class WanFamily(Family):
+    """Wan: self-attention over (frames, height, width) with rotary positions, text by cross-attention."""
+
+    name = "Wan 2.x"
+    classes = ("WanTransformer3DModel",)
+    pipelines = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+    hub = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+    axes = VIDEO
+    repeated = ("encoder_hidden_states", "encoder_hidden_states_image")
+    passed = ("return_dict", "attention_kwargs")
+    attention = r"blocks\.\d+\.attn1"
+    cross_attention = r"blocks\.\d+\.attn2"
+    processors = ("WanAttnProcessor",)
+    positions = "rotary"
+    step_from_scheduler = False
+
+    def patch(self, model: Any) -> tuple[int, ...]:
+        """The configuration's `patch_size`."""
+        return tuple(model.config.patch_size)
+
+    def native_tile(self, model: Any) -> tuple[int, ...]:
+        """81 frames of 480x832 pixels."""
+        return (21, 60, 104)
+
+    def pixels(self, model: Any, pipe: Any | None) -> tuple[int, ...]:
+        """The VAE's reduction; 4 frames, 8x8 pixels without one."""
+        space = int(getattr(pipe, "vae_scale_factor_spatial", 8))
+        return (int(getattr(pipe, "vae_scale_factor_temporal", 4)), space, space)
+
+    def rotary(self, model: Any, context: CallContext) -> Rotary | None:
+        """Pairs of neighbouring channels; time, height and width turn a share of them each."""
+        rope = model.rope
+        return Rotary(axial_frequencies((rope.t_dim, rope.h_dim, rope.w_dim), 10000.0), interleaved=True)
+
+    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
+        """Timesteps of tokens (Wan 2.2 5B, [B, tokens]) are cut like the canvas."""
+        new = super().tile_call(call, tiles, context, model)
+        timestep = call["timestep"]
+        if timestep.ndim == 2:
+            grid = tuple(n // p for n, p in zip(context.layout.size, self.patch(model), strict=True))
+            new["timestep"] = context.cut_tokens("timestep", timestep, grid)
+        elif timestep.ndim:
+            new["timestep"] = context.repeat("timestep", timestep)
+        return new

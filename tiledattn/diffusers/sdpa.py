@@ -1,0 +1,217 @@
+"""Self-attention of transformers crosses tile borders, whatever processor a layer has.
+
+Each family names its self-attention layers; hooks on them say which one is under way. The layer's own processor runs
+as it is (projections, norms, rotary positions, LoRA, fused or quantised weights), and where it calls
+`F.scaled_dot_product_attention`, a `TorchFunctionMode` around the model's forward gives it attention over tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..ops import cross_tile_attention
+from .frame import CurrentFrame, Frame
+from .weak import Weak
+
+
+class CrossTileMode(TorchFunctionMode):
+    """Lets the first attention call of each marked layer cross tile borders; others pass.
+
+    Args:
+        frame: the forward pass, of a transformer.
+
+    Raises (inside, from the model's calls):
+        ValueError: sequences that are no tokens of the tiles.
+        NotImplementedError: causal attention, or dropout.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Sends the attention of a marked layer over the tiles."""
+        kwargs = {} if kwargs is None else kwargs
+        frame = self.frame
+        if func is F.scaled_dot_product_attention and frame.layer is not None and not frame.paused:
+            return _attend(frame, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attend(
+    frame: Frame,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """[T*B, H, S, D] -> [T*B, H, S, D]; attention to something else than the layer's own sequence passes."""
+    tokens = frame.tokens
+    assert tokens is not None
+    positions, length = tokens.tile_positions, query.shape[2]
+    if key.shape[2] != length:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if is_causal or dropout_p:
+        raise NotImplementedError(f"{frame.layer}: causal attention and dropout can't cross tiles; use halo=0")
+    prefix = length - positions
+    if prefix < 0 or (prefix and frame.text == "none") or query.shape[0] % tokens.num_tiles:
+        raise ValueError(
+            f"{frame.layer}: got {query.shape[0]} sequences of {length} tokens; {tokens.num_tiles} tiles have "
+            f"{positions} each; something merges or drops tokens: turn it off, or use halo=0"
+        )
+    frame.layer = None
+    if prefix and frame.text == "last":
+        query, key, value = (x.roll(prefix, 2) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2).unflatten(0, (tokens.num_tiles, -1)) for x in (query, key, value))  # [T, B, S, H, D]
+    with frame.pause():
+        out = cross_tile_attention(
+            q,
+            k,
+            v,
+            tokens,
+            frame.token_halo(),
+            num_prefix_tokens=prefix,
+            prefix_mask=_prefix_mask(attn_mask, frame, q, prefix),
+            halo_weight=frame.halo_weight,
+            scale=scale,
+            backend=frame.backend,
+            rotary=frame.rotary,
+        )
+    assert isinstance(out, Tensor)
+    result = out.flatten(0, 1).transpose(1, 2)  # [T*B, H, S, D]
+    return result.roll(-prefix, 2) if prefix and frame.text == "last" else result
+
+
+def _prefix_mask(mask: Tensor | None, frame: Frame, q: Tensor, prefix: int) -> Tensor | None:
+    """What canvas queries see of the text, bool [T, B, P], out of a mask [T*B or 1, 1, S or 1, S]; bool or additive.
+
+    The canvas's own columns are taken as visible: a model masks padding of the text only.
+    """
+    if mask is None or prefix == 0:
+        return None
+    while mask.ndim < 4:
+        mask = mask.unsqueeze(0)
+    if mask.shape[1] != 1:
+        raise NotImplementedError(f"{frame.layer}: a mask per head {tuple(mask.shape)} can't cross tiles; use halo=0")
+    row = 0 if mask.shape[2] == 1 or frame.text == "last" else prefix
+    columns = mask[:, 0, row]
+    text = columns[:, -prefix:] if frame.text == "last" else columns[:, :prefix]
+    visible = text if text.dtype == torch.bool else text == 0
+    return visible.expand(q.shape[0] * q.shape[1], prefix).unflatten(0, q.shape[:2])
+
+
+class _Enter:
+    """Forward pre-hook of a layer: it is under way."""
+
+    def __init__(self, current: CurrentFrame, name: str) -> None:
+        self.current, self.name = current, name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        frame = self.current.frame
+        if frame is not None and frame.tokens is not None:
+            frame.layer = self.name
+
+
+class _Leave:
+    """Forward hook of a layer: it must have attended over the tiles."""
+
+    def __init__(self, current: CurrentFrame) -> None:
+        self.current = current
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        frame = self.current.frame
+        if frame is None or frame.layer is None or frame.tokens is None:
+            return
+        name, frame.layer = frame.layer, None
+        if frame.tokens.num_tiles > 1 and frame.halo_weight > 0:
+            raise RuntimeError(
+                f"{name}: its attention did not go through F.scaled_dot_product_attention, where it crosses tiles; "
+                'take another attention backend off with set_attention_backend("native"), or use halo=0'
+            )
+
+
+class MarkedLayers:
+    """Hooks on a transformer's self-attention layers, and a watch over the processors of all attention layers.
+
+    The batch of a tiled model is `[T*B, ...]`, the tile index slow: a processor that tells the guidance copies apart by
+    their place in the batch would take tiles for copies.
+
+    Args:
+        self_attentions: the self-attention layers, by name.
+        cross_attentions: the layers that attend to conditioning, by name.
+        halo: whether self-attention crosses borders; False leaves the layers alone.
+        current: where hooks find the forward pass under way.
+        processors: names of the processor classes that are known to work on rows.
+    """
+
+    def __init__(
+        self,
+        self_attentions: dict[str, Any],
+        cross_attentions: dict[str, Any],
+        halo: bool,
+        current: CurrentFrame,
+        processors: tuple[str, ...],
+    ) -> None:
+        self._layers = {name: Weak(layer) for name, layer in {**self_attentions, **cross_attentions}.items()}
+        self._crossing = tuple(self_attentions) if halo else ()
+        self._current = current
+        self._processors = processors
+        self._accepted: dict[str, Any] = {}
+        self._installed = False
+
+    def check(self) -> None:
+        """Raises TypeError for layers whose processors aren't known."""
+        for name, layer in self._living():
+            if type(layer.processor).__name__ not in self._processors:
+                raise TypeError(
+                    f"{name}: its processor {type(layer.processor).__name__} can't run on tiles: only "
+                    f"{', '.join(self._processors)} are known to work on rows [T*B], the tile index slow, where a "
+                    "guidance copy is no half of the batch; put the layer's own processor back"
+                )
+
+    def adopt(self) -> None:
+        """Checks processors that somebody has set since, and marks the layers the first time.
+
+        Raises:
+            TypeError: a processor that isn't known.
+        """
+        if not all(layer.processor is self._accepted.get(name) for name, layer in self._living()):
+            self.check()
+            self._accepted = {name: layer.processor for name, layer in self._living()}
+        if self._installed:
+            return
+        self._installed = True
+        for name, layer in self._living():
+            if name in self._crossing:
+                layer.register_forward_pre_hook(_Enter(self._current, name), prepend=True)
+                layer.register_forward_hook(_Leave(self._current))
+
+    def restore(self, model: nn.Module) -> None:
+        """Takes the hooks off."""
+        for _, layer in self._living():
+            for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+                for key, hook in list(hooks.items()):
+                    if isinstance(hook, (_Enter, _Leave)) and hook.current is self._current:
+                        del hooks[key]
+        self._layers, self._accepted = {}, {}
+
+    def _living(self) -> list[tuple[str, Any]]:
+        return [(name, layer) for name, layer in ((n, r()) for n, r in self._layers.items()) if layer is not None]
