@@ -8,12 +8,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditio
 from torch import nn
 from transformers import CLIPTokenizer
 
-from training import photos, text
-
-# Heights and widths in latents. One step in five is larger than native, so that attention has met more keys
-# than a tile's own; those batches are smaller to cost about the same.
-_SHAPES = ((16, 16), (16, 16), (16, 16), (16, 16), (16, 32), (16, 16), (16, 16), (16, 16), (16, 16), (32, 16))
-_EMPTY_PROMPT = 0.12
+from training import batches, photos, text
 
 
 class Denoiser(nn.Module):
@@ -60,36 +55,23 @@ class StepLoss:
     """Error of the predicted velocity on random windows of the latents, with a random phrasing as prompt."""
 
     def __init__(self, model: Denoiser, tokenizer: CLIPTokenizer, bank: list[list[torch.Tensor]], batch: int) -> None:
-        self.model, self.bank, self.batch = model, bank, batch
+        self.model = model
         self.scheduler = training_scheduler()
-        self.empty = self._tokens(tokenizer, [""])
-        self.prompts = [self._tokens(tokenizer, list(material.prompts)) for material in photos.MATERIALS]
+        prompts = [self._tokens(tokenizer, list(material.prompts)) for material in photos.MATERIALS]
+        self.batches = batches.Batches(bank, self._tokens(tokenizer, [""])[0], prompts, batch)
 
     @staticmethod
     def _tokens(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
         encoded = tokenizer(prompts, padding="max_length", max_length=text.LENGTH, truncation=True)
         return torch.tensor(encoded["input_ids"])
 
-    def _prompt(self, material: int, generator: torch.Generator) -> torch.Tensor:
-        if float(torch.rand((), generator=generator)) < _EMPTY_PROMPT:
-            return self.empty[0]
-        choices = self.prompts[material]
-        return choices[int(torch.randint(len(choices), (1,), generator=generator))]
-
     def __call__(self, step: int, generator: torch.Generator) -> torch.Tensor:
         """Draw the batch of one step and return its loss."""
-        height, width = _SHAPES[step % len(_SHAPES)]
-        count = self.batch * 256 // (height * width)
-        materials = [i % len(self.bank) for i in range(count)]
-        clean = torch.stack([photos.crop(self.bank[m], height, width, generator) for m in materials])
-        tokens = torch.stack([self._prompt(m, generator) for m in materials])
-        noise = torch.randn(clean.shape, generator=generator)
-        # One stratum per picture: the same spread of noise levels in every batch is a quieter gradient.
-        strata = (torch.rand(count, generator=generator) + torch.randperm(count, generator=generator)) / count
-        t = (strata * self.scheduler.config.num_train_timesteps).long()
-        noisy = self.scheduler.add_noise(clean, noise, t)
-        target = self.scheduler.get_velocity(clean, noise, t)
+        batch = self.batches.draw(step, generator)
+        t = (batch.strata * self.scheduler.config.num_train_timesteps).long()
+        noisy = self.scheduler.add_noise(batch.clean, batch.noise, t)
+        target = self.scheduler.get_velocity(batch.clean, batch.noise, t)
         with torch.autocast("cpu", torch.bfloat16):
-            context = self.model.text(tokens).last_hidden_state
+            context = self.model.text(batch.tokens).last_hidden_state
             velocity = self.model.unet(noisy, t, context).sample
         return F.mse_loss(velocity.float(), target)

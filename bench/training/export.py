@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from PIL import Image
 from transformers import CLIPTokenizer
 
-from training import denoiser, photos
-
-SHEET_PROMPTS = ("a photo of a brick wall", "a photo of grass", "a photo of gravel", "stars in deep space")
+from training import denoiser, package, sheets
 
 _CARD = """\
 ---
@@ -46,17 +40,7 @@ Prompts it knows (another word falls apart into bytes it has never seen):
 
 ## Data
 
-The photographs that ship inside scikit-image {skimage}, with source and licence as scikit-image's own
-documentation of `skimage.data` records them:
-
-| photograph | source | licence |
-|---|---|---|
-{sources}
-
-The first three are grey; they were given a hue that leaves the luminance as it was, so the colours are
-ours. The brick photograph was turned by a quarter and its perspective undone, so that courses are level.
-Each photograph was resized (by {scales}, with a few per cent of random variation), flipped, and, brick
-excepted, turned by quarters. Four photographs are all it has seen: it repeats what is in them.
+{data}
 
 ## Training
 
@@ -91,33 +75,16 @@ def pipeline(vae: AutoencoderKL, model: denoiser.Denoiser, tokenizer: CLIPTokeni
     )
 
 
-def _count(*modules: torch.nn.Module) -> str:
-    return f"{sum(p.numel() for m in modules for p in m.parameters()) / 1e6:.2f} M"
-
-
 def _card(pipe: StableDiffusionPipeline, facts: dict[str, Any], megabytes: float) -> str:
-    import diffusers
-    import skimage
-    import transformers
-
-    rows = [f"| `skimage.data.{m.name}` | <{m.source}> | {m.licence} |" for m in photos.MATERIALS]
-    prompts = ["- " + ", ".join(f'"{p}"' for p in m.prompts) for m in photos.MATERIALS]
-    card = _CARD.format(
-        parameters=_count(pipe.vae, pipe.unet, pipe.text_encoder),
+    return package.card(
+        _CARD,
+        command="python bench/train_small_unet.py --out tiledattn/models/textures_unet",
+        parameters=package.count(pipe.vae, pipe.unet, pipe.text_encoder),
         megabytes=f"{megabytes:.1f}",
-        prompts="\n".join(prompts),
-        sources="\n".join(rows),
-        scales=", ".join(f"{m.scale:g}" for m in photos.MATERIALS),
-        skimage=skimage.__version__,
-        torch=torch.__version__,
-        diffusers=diffusers.__version__,
-        transformers=transformers.__version__,
-        vae_parameters=_count(pipe.vae),
-        unet_parameters=_count(pipe.unet, pipe.text_encoder),
-        date=datetime.date.today().isoformat(),
+        vae_parameters=package.count(pipe.vae),
+        unet_parameters=package.count(pipe.unet, pipe.text_encoder),
         **facts,
     )
-    return card.rstrip() + "\n"
 
 
 def _write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -130,40 +97,12 @@ def _write_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 def save(pipe: StableDiffusionPipeline, out: Path, facts: dict[str, Any]) -> None:
     """Write the pipeline in half precision; the finished directory takes the old one's place at the end."""
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    half = pipe.to(torch.float16)
-    half.save_pretrained(partial, safe_serialization=True)
-    for weights in partial.rglob("*.safetensors"):
-        # Written readable by their owner only, which is no use in an installed package.
-        weights.chmod(0o644)
-    # transformers loads what the config names, diffusers float32: without this a plain load would mix the two
-    config = partial / "text_encoder" / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'))
-    _write_vocabulary(pipe.tokenizer, partial / "tokenizer")
-    size = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
-    (partial / "README.md").write_text(_card(half, facts, size / 1e6), encoding="utf-8")
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def tile_up(rows: list[list[torch.Tensor]], path: Path, zoom: int = 2) -> None:
-    """A contact sheet of ``[3, H, W]`` pictures in -1..1."""
-    sheet = torch.cat([torch.cat([_margin(p) for p in row], 2) for row in rows], 1)
-    pixels = ((sheet.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
-    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    partial = path.with_suffix(".partial.png")
-    picture.save(partial)
-    os.replace(partial, path)
-
-
-def _margin(picture: torch.Tensor) -> torch.Tensor:
-    """Two white pixels between pictures."""
-    return torch.nn.functional.pad(picture, (1, 1, 1, 1), value=1.0)
+    package.save(
+        pipe,
+        out,
+        lambda half, folder: _write_vocabulary(half.tokenizer, folder / "tokenizer"),
+        lambda half, megabytes: _card(half, facts, megabytes),
+    )
 
 
 @torch.no_grad()
@@ -171,7 +110,7 @@ def sample_sheet(pipe: StableDiffusionPipeline, path: Path, guidance: float = 1.
     """For each material eight native samples, and below them one four times as wide, untiled."""
     pipe.set_progress_bar_config(disable=True)
     rows = []
-    for prompt in SHEET_PROMPTS:
+    for prompt in sheets.PROMPTS:
         for width, count in ((64, 8), (256, 2)):
             images = pipe(
                 prompt,
@@ -184,9 +123,5 @@ def sample_sheet(pipe: StableDiffusionPipeline, path: Path, guidance: float = 1.
                 output_type="pt",
             ).images
             rows.append([image * 2 - 1 for image in images])
-    widest = max(sum(p.shape[2] + 2 for p in row) for row in rows)
-    for row in rows:
-        gap = widest - sum(p.shape[2] + 2 for p in row)
-        if gap > 2:
-            row.append(torch.ones(3, 64, gap - 2))
-    tile_up(rows, path)
+    sheets.fill_up(rows)
+    sheets.tile_up(rows, path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import nn
 
 from training import autoencoder, photos
@@ -17,18 +17,18 @@ _LATENT_NOISE = 0.05
 
 
 class Decoder(nn.Module):
-    """A copy of the half of the autoencoder that paints."""
+    """A copy of the half of an autoencoder that paints."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
         self.post_quant_conv = copy.deepcopy(vae.post_quant_conv).requires_grad_(True)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_(True)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """What ``AutoencoderKL.decode`` does."""
+        """What the autoencoder's ``decode`` does."""
         return self.decoder(self.post_quant_conv(z))
 
-    def install(self, vae: AutoencoderKL) -> None:
+    def install(self, vae: Any) -> None:
         """Give the autoencoder this decoder."""
         vae.decoder.load_state_dict(self.decoder.state_dict())
         vae.post_quant_conv.load_state_dict(self.post_quant_conv.state_dict())
@@ -45,9 +45,9 @@ def _grain(x: torch.Tensor) -> torch.Tensor:
 class StepLoss:
     """The autoencoder's loss with more weight on grain."""
 
-    def __init__(self, model: Decoder, vae: AutoencoderKL, pictures: list[list[torch.Tensor]]) -> None:
+    def __init__(self, model: Decoder, vae: Any, scaling: float, pictures: list[list[torch.Tensor]]) -> None:
         self.model, self.vae, self.pictures = model, vae, pictures
-        self.noise = _LATENT_NOISE / vae.config.scaling_factor
+        self.noise = _LATENT_NOISE / scaling
 
     def __call__(self, step: int, generator: torch.Generator) -> torch.Tensor:
         """Draw the batch of one step and return its loss."""
