@@ -8,7 +8,7 @@ from support import halos, layouts
 
 import tiledattn as ta
 from tiledattn.backends import reference
-from tiledattn.geometry import attention_plan, normalize_halo
+from tiledattn.geometry import UnwrappedPlan, Virtual, attention_plan, normalize_halo
 
 
 def reach_by_brute_force(layout, halo):
@@ -101,6 +101,103 @@ def test_pairs_count_every_visible_key(data):
     plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))))
     expected = sum(layout.tile_positions + len(h) for h in reach_by_brute_force(layout, plan.halo))
     assert plan.num_pairs == expected * layout.tile_positions
+
+
+def unwrapped(layout, halo):
+    """The unwrapped plan, with its lenders' canvas tiles by number."""
+    plan = attention_plan(layout, normalize_halo(layout, halo), unwrapped=True)
+    return plan, [*range(layout.num_tiles), *(v.tile for v in plan.virtual)]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_unwrapped_tables_list_the_same_tokens(data):
+    layout = data.draw(layouts())
+    plan, lenders = unwrapped(layout, data.draw(halos(layout)))
+    starts, index = plan.table
+    tokens = layout.tile_positions
+    for t, expected in enumerate(reach_by_brute_force(layout, plan.halo)):
+        kind = plan.class_of_tile[t]
+        found = t * tokens + index[starts[kind] : starts[kind + 1]].astype(np.int64)
+        assert sorted(lenders[f // tokens] * tokens + f % tokens for f in found) == expected
+        assert plan.halo_length(kind) == len(expected)
+    assert plan.num_pairs == attention_plan(layout, plan.halo).num_pairs
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_virtual_tiles_lie_where_their_offsets_say(data):
+    layout = data.draw(layouts())
+    plan, lenders = unwrapped(layout, data.draw(halos(layout)))
+    turns = [(0,) * len(layout.size)] * layout.num_tiles + [v.turns for v in plan.virtual]
+    lent = set()
+    for kind, tiles in enumerate(plan.classes):
+        for t, r in ((t, r) for t in tiles for r in plan.rectangles(kind)):
+            lender = t + r.tile_delta
+            lent.add(lender)
+            origin, own = layout.origins[lenders[lender]], layout.origins[t]
+            for axis, length in enumerate(layout.size):
+                assert r.offset[axis] == origin[axis] + turns[lender][axis] * length + r.start[axis] - own[axis]
+                # the short way round: no place nearer on the other side
+                first, last = r.offset[axis], r.offset[axis] + r.shape[axis] - 1
+                if first < 0:
+                    assert not layout.wrap[axis] or -first < first + length - layout.tile[axis] + 1
+                elif last >= layout.tile[axis]:
+                    assert not layout.wrap[axis] or last - layout.tile[axis] + 1 <= length - last
+    assert len(set(plan.virtual)) == len(plan.virtual)
+    assert set(range(layout.num_tiles, len(lenders))) <= lent
+    assert all(any(v.turns) for v in plan.virtual)
+
+
+def test_a_neighbour_on_both_sides_is_seen_twice():
+    plan, _ = unwrapped(ta.TileLayout(9, 4, 0, True), "all")  # origins 0, 3, 6
+    assert set(plan.virtual) == {Virtual(2, (-1,)), Virtual(0, (1,))}
+    plan, _ = unwrapped(ta.TileLayout(8, 4, 0, True), "all")  # two tiles: each lends on both sides
+    assert set(plan.virtual) == {Virtual(1, (-1,)), Virtual(0, (1,))}
+    deltas = [[r.tile_delta for r in plan.rectangles(int(kind))] for kind in plan.class_of_tile]
+    assert [sorted(t + d for d in row) for t, row in enumerate(deltas)] == [[1, 2], [0, 3]]
+
+
+def test_the_middle_of_a_tie_lies_behind():
+    plan, _ = unwrapped(ta.TileLayout(7, 2, 0, True), "all")  # 5 positions beyond tile 0: 2 ahead, 3 behind
+    seen = [(r.offset[0] + i) for r in plan.rectangles(int(plan.class_of_tile[0])) for i in range(r.shape[0])]
+    assert sorted(seen) == [-2, -1, 2, 3, 4]
+
+
+def test_without_a_wrap_the_plain_plan_serves():
+    for layout, halo in ((ta.TileLayout(12, 4), 2), (ta.TileLayout((12, 4), 4, 0, (False, True)), 2)):
+        plan, _ = unwrapped(layout, halo)
+        assert plan == attention_plan(layout, plan.halo)
+        assert plan.virtual == ()
+
+
+def test_tiles_away_from_the_wrap_share_their_tables():
+    layout = ta.TileLayout((64, 64 * 256), 64, 0, (False, True))
+    plan, _ = unwrapped(layout, 16)
+    assert isinstance(plan, UnwrappedPlan)
+    assert plan != attention_plan(layout, plan.halo)
+    assert plan.num_classes == 3
+    assert plan.table[1].nbytes < 1 << 20
+    big = ta.TileLayout((64 * 128, 64 * 256), 64, 0, True)
+    began = time.perf_counter()
+    plan, _ = unwrapped(big, 16)
+    assert plan.num_classes == 2 * (128 + 256) - 4 + 1
+    assert plan.table[1].nbytes < 32 << 20
+    assert time.perf_counter() - began < 5
+
+
+def test_unwrapped_tables_that_would_fill_memory_are_refused():
+    with pytest.raises(ValueError, match=r"halo: a reach of .* needs an index table of .* smaller halo"):
+        unwrapped(ta.TileLayout((4096, 4096), 64, 0, True), "all")
+
+
+def test_virtual_tokens_count_towards_31_bits():
+    layout = ta.TileLayout((1 << 10, 3 << 19), (1 << 10, 1 << 19), 0, (False, True))  # tiles of 2^29 tokens
+    _ = attention_plan(layout, (0, 1)).table
+    plan, _ = unwrapped(layout, (0, 1))
+    assert len(plan.virtual) == 2
+    with pytest.raises(ValueError, match="layout: 5 tiles of 536870912 tokens pass 2"):
+        _ = plan.table
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def pool_turns(plan: AttentionPlan, frequencies: Tensor, interleaved: bool, like
     """
     positions, virtual = _pool(plan, like.device)
     rates = frequencies.detach().to(positions.device, torch.float64)
-    angles = (positions @ rates.flatten(1)).unflatten(1, rates.shape[1:])
-    angles = angles[:, None, None] if rates.ndim == 3 else angles[:, None, None, None]
+    rates = rates if rates.ndim == 3 else rates[:, None]
+    angles = (positions[:, :, None, None] * rates).sum(1)[:, None, None]
     wide = _wide(like.dtype)
     return Turns(torch.cos(angles).to(like.device, wide), torch.sin(angles).to(like.device, wide), virtual, interleaved)
 

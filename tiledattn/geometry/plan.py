@@ -249,7 +249,7 @@ class UnwrappedPlan(AttentionPlan):
         self._check_entries(int(lengths[crosses.ravel()].sum()))
         numbers: dict[int, int] = {}
         virtual: dict[Virtual, int] = {}
-        boxes = []
+        boxes: list[tuple[Rectangle, ...]] = []
         class_of_tile = np.zeros(self.layout.num_tiles, dtype=np.int32)
         for t, seen in enumerate(itertools.product(*self._crossings)):
             key = ~t if crosses.flat[t] else int(plain.class_of_tile[t])
@@ -263,10 +263,10 @@ class UnwrappedPlan(AttentionPlan):
         self, t: int, seen: tuple[tuple[tuple[Segment, int], ...], ...], virtual: dict[Virtual, int]
     ) -> tuple[Rectangle, ...]:
         """The halo of tile t as boxes; virtual tiles met for the first time are added to `virtual`."""
-        grid, boxes = self.layout.grid, []
+        boxes: list[Rectangle] = []
         for box in itertools.product(*seen):
             segments, turns = zip(*box, strict=True)
-            lender = int(np.ravel_multi_index([s.source for s in segments], grid))
+            lender = int(np.ravel_multi_index([s.source for s in segments], self.layout.grid))
             if lender == t:
                 continue
             if any(turns):
