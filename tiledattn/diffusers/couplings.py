@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..geometry import TileLayout
-from ..ops import group_norm_tiles, pad_tiles
+from ..ops import blend_tiles, group_norm_tiles, pad_tiles
 from .frame import Frame, split_tiles
 
 
@@ -25,7 +25,8 @@ class CouplingMode(TorchFunctionMode):
     Args:
         frame: the forward pass.
         rings: whether padding comes from the neighbours; False leaves convolutions alone.
-        norm: scope of group norms, "tile" (left alone), "neighbours" or "canvas".
+        norm: scope of group norms, "tile" (left alone), "neighbours" or "canvas"; with the latter, means over all
+            positions of a tile become the canvas's, too.
 
     Raises (inside, from the model's calls):
         NotImplementedError: a function that mixes positions in a way that can't be coupled.
@@ -51,6 +52,8 @@ class CouplingMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.group_norm:
             return func(*args, **kwargs) if self.norm == "tile" else self._group_norm(*args, **kwargs)
+        if self.norm == "canvas" and (func is torch.mean or func is Tensor.mean):
+            return self._mean(*args, **kwargs)
         if self.rings:
             if func is F.conv2d:
                 return self._conv2d(*args, **kwargs)
@@ -131,6 +134,20 @@ class CouplingMode(TorchFunctionMode):
                 tiles, layout, num_groups, weight, bias, eps, scope=self.norm, backend=self.frame.norm_backend
             )
         return out.reshape(input.shape).to(dtype)
+
+    def _mean(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The mean of all positions of a level is the canvas's, each position counted once; other means pass."""
+        dim = args[0] if args else kwargs.get("dim")
+        dims = {d % input.ndim for d in ((dim,) if isinstance(dim, int) else dim or ())}
+        tiles = self.frame.layout.num_tiles
+        on_canvas = input.ndim == 4 and dims == {2, 3} and input.shape[0] % tiles == 0
+        if not on_canvas or self.frame.factor(input.shape[2], input.shape[3]) is None:
+            return torch.mean(input, *args, **kwargs)
+        layout = self._level(input, "a mean")
+        with self.frame.pause():
+            canvas = blend_tiles(split_tiles(input, layout), layout, "uniform", backend=self.frame.backend)
+        mean = torch.mean(canvas, *args, **kwargs)
+        return mean.repeat(tiles, *(1,) * (mean.ndim - 1))
 
     def _level(self, input: Tensor, what: str) -> TileLayout:
         """The layout of the level that `input` ([T*B, C, h, w] or [T*B, C, N]) lies on."""

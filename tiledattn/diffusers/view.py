@@ -42,8 +42,13 @@ class CanvasView:
         return tiles.flatten(0, 1).to(x.dtype)
 
     def canvas(self, tiles: Tensor, window: str | tuple[Tensor, ...]) -> Tensor:
-        """Blends tiles [T*B, C, *tile], at the canvas's or another resolution, to [B, C, *size]."""
+        """Blends tiles [T*B, C, *tile], at the canvas's or another resolution, to [B, C, *size].
+
+        A window of tensors is the canvas's; at another resolution its weights are averaged, or repeated.
+        """
         layout = self._scaled("tiles", tuple(tiles.shape[2:]), self.layout.tile)
+        if not isinstance(window, str):
+            window = tuple(_resampled(weights, length) for weights, length in zip(window, layout.tile, strict=True))
         return blend_tiles(split_tiles(tiles, layout), layout, window, backend=self.backend)
 
     def level(self, name: str, size: tuple[int, ...]) -> TileLayout:
@@ -54,16 +59,26 @@ class CanvasView:
         layout = self.layout
         if len(size) != len(of):
             raise ValueError(f"{name}: has {len(size)} axes {size}; the canvas has {len(of)}, of {of} positions")
+        if layout.num_tiles == 1:
+            return TileLayout(size, size, 0, layout.wrap)
         values: list[list[int]] = [[], [], []]
         for axis, (length, full) in enumerate(zip(size, of, strict=True)):
             for out, value in zip(values, (layout.size, layout.tile, layout.overlap), strict=True):
-                scaled, rest = divmod(value[axis] * length, full)
-                if rest:
+                if value[axis] * length % full:
                     raise ValueError(
                         f"{name}: axis {axis} has {length} positions where the canvas has {full}; tiles of "
                         f"{layout.tile} with overlap {layout.overlap} can't be cut at that resolution"
                     )
-                out.append(scaled)
+                out.append(value[axis] * length // full)
         if not any(a % b and b % a for a, b in zip(size, of, strict=True)):
             return TileLayout(*values, layout.wrap)
         raise ValueError(f"{name}: {size} is no whole multiple or fraction of the canvas's {of}")
+
+
+def _resampled(weights: Tensor, length: int) -> Tensor:
+    """Weights of a tile at another resolution; of ones for a length that is no multiple or fraction of it."""
+    if len(weights) % length == 0:
+        return weights.unflatten(0, (length, -1)).mean(1)
+    if length % len(weights) == 0:
+        return weights.repeat_interleave(length // len(weights))
+    return weights.new_ones(length)

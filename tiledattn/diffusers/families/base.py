@@ -146,6 +146,10 @@ class Family(ABC):
     def pixels(self, model: Any, pipe: Any | None) -> tuple[int, ...]:
         """Pixels (frames on a time axis) per position, per axis; without a pipeline a guess from the model."""
 
+    def finest(self, model: Any) -> int:
+        """How many of the model's finest positions make one of the canvas, on each axis: more than 1 for pixels."""
+        return 1
+
     def parameters(self, model: Any) -> tuple[str, ...]:
         """Names of the forward's parameters in order."""
         names = tuple(inspect.signature(type(model).forward).parameters)
@@ -169,6 +173,20 @@ class Family(ABC):
         None as well where the call gives every tile the canvas's own positions.
         """
         return None
+
+    def canvas_turn(self, model: Any, context: CallContext, rotary: Rotary) -> Tensor:
+        """Angles that move a tile's tokens, as its text sees them, to their place on the canvas: positions="canvas".
+
+        Returns:
+            Radians, float64 [T, J] or [T, H, J]: sum over axes of origin * frequency. Text itself isn't turned.
+        """
+        rates = rotary.frequencies
+        origins = torch.tensor(context.layout.origins, dtype=torch.float64, device=rates.device)
+        return torch.tensordot(origins, rates.double(), 1)
+
+    def tokens_behind(self, call: dict[str, Any], context: CallContext) -> int:
+        """How many tokens stand behind the canvas's in a tile's call without being text (reference images)."""
+        return 0
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """The canvas [B, C, *size] among the arguments; raises for arguments that can't be tiled."""
@@ -210,6 +228,14 @@ class Family(ABC):
     def with_prediction(self, output: Any, prediction: Tensor, context: CallContext) -> Any:
         """The model's output with another prediction, [B, C, *size]."""
         return (prediction, *output[1:]) if isinstance(output, tuple) else type(output)(sample=prediction)
+
+    def outputs_of(self, output: Any, context: CallContext) -> list[Tensor]:
+        """All that lies on the canvas in the model's output, [T*B, C, *tile] each, at any resolution."""
+        return [self.prediction_of(output, context)]
+
+    def with_outputs(self, output: Any, outputs: list[Tensor], context: CallContext) -> Any:
+        """The model's output with what `outputs_of` gave, blended: [B, C, *size] each."""
+        return self.with_prediction(output, outputs[0], context)
 
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
         """Conditioning of one prompt, a row each, by the forward's argument names, for region prompts.
