@@ -85,6 +85,8 @@ def turn_queries_back(grad: Tensor, turns: Turns) -> Tensor:
 def fold_pool(grad_k: Tensor, grad_v: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:
     """The gradients of k and v [T, ...] from those of `make_pool`'s results [T', ...]."""
     grad_k = _turn(grad_k, turns.cos, -turns.sin, turns.interleaved)
+    if not len(turns.virtual):
+        return grad_k, grad_v
     tiles = len(turns.cos) - len(turns.virtual)
     folded_k, folded_v = (x[:tiles].index_add(0, turns.virtual, x[tiles:]) for x in (grad_k, grad_v))
     return folded_k, folded_v
