@@ -6,12 +6,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from ..geometry import TileLayout
 from ..ops import Rotary
+from .traced import pack_places
+
+
+class Layer(Protocol):
+    """A self-attention layer under way."""
+
+    name: str
 
 
 @dataclass
@@ -29,6 +37,9 @@ class Frame:
         rotary: how a transformer's rotary positions turn; None: they don't, or are the canvas's already.
         text: where a transformer's text tokens stand in self-attention.
         layer: the self-attention layer under way that has not attended yet.
+
+    With tokens also `tile_tokens`, the number of canvas tokens of a tile; `crosses`, whether attention crosses
+    borders; `places` and `weight`, layout with halo and the halo's weight as tensors.
     """
 
     layout: TileLayout
@@ -40,7 +51,15 @@ class Frame:
     tokens: TileLayout | None = None
     rotary: Rotary | None = None
     text: Literal["none", "first", "last"] = "none"
-    layer: str | None = None
+    layer: Layer | None = None
+
+    def __post_init__(self) -> None:
+        """What compiled layers read: numbers that stay the same from step to step, and tensors for the others."""
+        if self.tokens is not None:
+            self.tile_tokens = self.tokens.tile_positions
+            self.crosses = self.tokens.num_tiles > 1 and self.halo_weight > 0
+            self.places = pack_places(self.tokens, self.token_halo())
+            self.weight = torch.tensor(self.halo_weight, dtype=torch.float64)
 
     def factor(self, height: int, width: int) -> int | None:
         """How many times coarser than the layout tiles of `height` x `width` are; None when they fit no level."""
@@ -85,7 +104,8 @@ class Frame:
 class _Slot:
     """One thread's forward pass."""
 
-    frame: Frame | None = None
+    def __init__(self) -> None:
+        self.frame: Frame | None = None  # of the instance from the start: torch.compile guards on its being there
 
 
 class CurrentFrame(threading.local):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..ops import cross_tile_attention
-from .frame import CurrentFrame, Frame
+from .frame import CurrentFrame, Frame, Layer
+from .traced import attend_rows
 from .weak import Weak
 
 
@@ -47,6 +47,8 @@ class CrossTileMode(TorchFunctionMode):
         frame = self.frame
         if func is F.scaled_dot_product_attention and frame.layer is not None and not frame.paused:
             return _attend(frame, *args, **kwargs)
+        if func is Tensor.unflatten:
+            return torch.unflatten(*args, **kwargs)  # the method calls super(), which torch.compile can't trace here
         return func(*args, **kwargs)
 
 
@@ -62,46 +64,34 @@ def _attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """[T*B, H, S, D] -> [T*B, H, S, D]; attention to something else than the layer's own sequence passes."""
-    tokens = frame.tokens
-    assert tokens is not None
-    positions, length = tokens.tile_positions, query.shape[2]
+    length, layer = query.shape[2], frame.layer
     if key.shape[2] != length:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+    assert layer is not None
     if is_causal or dropout_p:
-        raise NotImplementedError(f"{frame.layer}: causal attention and dropout can't cross tiles; use halo=0")
-    prefix = length - positions
-    if prefix < 0 or (prefix and frame.text == "none") or query.shape[0] % tokens.num_tiles:
+        raise NotImplementedError(f"{layer.name}: causal attention and dropout can't cross tiles; use halo=0")
+    prefix = length - frame.tile_tokens
+    if prefix < 0 or (prefix and frame.text == "none"):
         raise ValueError(
-            f"{frame.layer}: got {query.shape[0]} sequences of {length} tokens; {tokens.num_tiles} tiles have "
-            f"{positions} each; something merges or drops tokens: turn it off, or use halo=0"
+            f"{layer.name}: got sequences of {length} tokens; tiles have {frame.tile_tokens}; something merges or "
+            "drops tokens: turn it off, or use halo=0"
         )
     frame.layer = None
-    if prefix and frame.text == "last":
+    moved = prefix and frame.text == "last"
+    mask = _prefix_mask(attn_mask, frame, layer, query.shape[0], prefix)
+    if moved:
         query, key, value = (x.roll(prefix, 2) for x in (query, key, value))
-    q, k, v = (x.transpose(1, 2).unflatten(0, (tokens.num_tiles, -1)) for x in (query, key, value))  # [T, B, S, H, D]
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [T*B, S, H, D]
     with frame.pause():
-        out = cross_tile_attention(
-            q,
-            k,
-            v,
-            tokens,
-            frame.token_halo(),
-            num_prefix_tokens=prefix,
-            prefix_mask=_prefix_mask(attn_mask, frame, q, prefix),
-            halo_weight=frame.halo_weight,
-            scale=scale,
-            backend=frame.backend,
-            rotary=frame.rotary,
-        )
-    assert isinstance(out, Tensor)
-    result = out.flatten(0, 1).transpose(1, 2)  # [T*B, H, S, D]
-    return result.roll(-prefix, 2) if prefix and frame.text == "last" else result
+        out = attend_rows(q, k, v, mask, frame.places, prefix, frame.weight, scale, frame.rotary, frame.backend)
+    out = out.transpose(1, 2)
+    return out.roll(-prefix, 2) if moved else out
 
 
-def _prefix_mask(mask: Tensor | None, frame: Frame, q: Tensor, prefix: int) -> Tensor | None:
-    """What canvas queries see of the text, bool [T, B, P], out of a mask [T*B or 1, 1, S or 1, S]; bool or additive.
+def _prefix_mask(mask: Tensor | None, frame: Frame, layer: Layer, rows: int, prefix: int) -> Tensor | None:
+    """What canvas queries see of the text, bool [T*B, P], out of a mask [T*B or 1, 1, S or 1, S]; bool or additive.
 
     The canvas's own columns are taken as visible: a model masks padding of the text only.
     """
@@ -110,12 +100,12 @@ def _prefix_mask(mask: Tensor | None, frame: Frame, q: Tensor, prefix: int) -> T
     while mask.ndim < 4:
         mask = mask.unsqueeze(0)
     if mask.shape[1] != 1:
-        raise NotImplementedError(f"{frame.layer}: a mask per head {tuple(mask.shape)} can't cross tiles; use halo=0")
+        raise NotImplementedError(f"{layer.name}: a mask per head {tuple(mask.shape)} can't cross tiles; use halo=0")
     row = 0 if mask.shape[2] == 1 or frame.text == "last" else prefix
     columns = mask[:, 0, row]
     text = columns[:, -prefix:] if frame.text == "last" else columns[:, :prefix]
     visible = text if text.dtype == torch.bool else text == 0
-    return visible.expand(q.shape[0] * q.shape[1], prefix).unflatten(0, q.shape[:2])
+    return visible.expand(rows, prefix)
 
 
 class _Enter:
@@ -127,7 +117,7 @@ class _Enter:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         frame = self.current.frame
         if frame is not None and frame.tokens is not None:
-            frame.layer = self.name
+            frame.layer = self
 
 
 class _Leave:
@@ -140,10 +130,10 @@ class _Leave:
         frame = self.current.frame
         if frame is None or frame.layer is None or frame.tokens is None:
             return
-        name, frame.layer = frame.layer, None
-        if frame.tokens.num_tiles > 1 and frame.halo_weight > 0:
+        layer, frame.layer = frame.layer, None
+        if frame.crosses:
             raise RuntimeError(
-                f"{name}: its attention did not go through F.scaled_dot_product_attention, where it crosses tiles; "
+                f"{layer.name}: its attention did not go through F.scaled_dot_product_attention, where it crosses tiles; "
                 'take another attention backend off with set_attention_backend("native"), or use halo=0'
             )
 

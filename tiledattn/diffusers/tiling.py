@@ -184,13 +184,15 @@ class Tiling:
 
     def _frame(self, model: nn.Module, context: CallContext, weight: float) -> Frame:
         family, options, layout = self._family, self.options, context.layout
-        frame = Frame(layout, options.halo, weight, options.backend, options.norm_backend)
-        if isinstance(self._layers, MarkedLayers):
-            frame.tokens = context.view.level(
-                "tokens", tuple(n // p for n, p in zip(layout.size, family.patch(model), strict=True))
-            )
-            frame.rotary, frame.text = family.rotary(model, context), family.text
-        return frame
+        norm_backend = options.norm_backend
+        if not isinstance(self._layers, MarkedLayers):
+            return Frame(layout, options.halo, weight, options.backend, norm_backend)
+        patch = family.patch(model)
+        tokens = context.view.level("tokens", tuple(n // p for n, p in zip(layout.size, patch, strict=True)))
+        rotary = family.rotary(model, context)
+        return Frame(
+            layout, options.halo, weight, options.backend, norm_backend, tokens=tokens, rotary=rotary, text=family.text
+        )
 
     def _modes(self, frame: Frame) -> ExitStack:
         """What acts on the model's calls while it runs."""
@@ -198,7 +200,7 @@ class Tiling:
         several = frame.layout.num_tiles > 1
         if self._family.has_couplings and options.has_couplings and (several or any(frame.layout.wrap)):
             stack.enter_context(CouplingMode(frame, options.conv_halo, options.norm))
-        if frame.tokens is not None and options.has_halo and several and frame.halo_weight > 0:
+        if frame.tokens is not None and options.has_halo and frame.crosses:
             stack.enter_context(CrossTileMode(frame))
         return stack
 
