@@ -23,6 +23,7 @@ from support import (
 import tiledattn as ta
 from tiledattn.backends import rotary
 from tiledattn.geometry import normalize_halo
+from tiledattn.ops.rotary import unchecked_rotary
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 few = settings(max_examples=30, deadline=None)
@@ -210,6 +211,14 @@ def test_frequencies_are_read_at_every_call():
         ta.cross_tile_attention(q, k, v, LAYOUT, 1, rotary=turn), ta.cross_tile_attention(q, k, v, LAYOUT, 1)
     )
     assert not torch.equal(before, ta.cross_tile_attention(q, k, v, LAYOUT, 1, rotary=turn))
+
+
+def test_an_unchecked_rotary_is_the_same():
+    q, k, v = attention_inputs(LAYOUT, dim=6)
+    again = unchecked_rotary(TURN.frequencies, False)
+    assert isinstance(again, ta.Rotary)
+    expected = ta.cross_tile_attention(q, k, v, LAYOUT, 1, rotary=ta.Rotary(TURN.frequencies, False))
+    assert torch.equal(ta.cross_tile_attention(q, k, v, LAYOUT, 1, rotary=again), expected)
 
 
 def test_steps_of_a_rotation_do_not_change_it(monkeypatch):

@@ -36,7 +36,7 @@ class Rotary:
     Raises:
         TypeError, ValueError: not such a tensor, values that are not finite, or an `interleaved` that is not a bool.
 
-    Angles are computed in float64, the rotation in float32 (float64 for float64 inputs), and q and k are rounded
+    Making one reads the values (on a GPU: waits for it); using one does not. Angles are computed in float64, the rotation in float32 (float64 for float64 inputs), and q and k are rounded
     once.
 
     Example:
@@ -66,6 +66,14 @@ class Rotary:
             wrong = x[~torch.isfinite(x)][0]
             raise ValueError(f"rotary.frequencies: holds {float(wrong)}; every frequency must be finite")
         check_bool("rotary.interleaved", self.interleaved)
+
+
+def unchecked_rotary(frequencies: Tensor, interleaved: bool) -> Rotary:
+    """A Rotary of frequencies that were one before: its values aren't read again, which would wait for the device."""
+    rotary = object.__new__(Rotary)
+    object.__setattr__(rotary, "frequencies", frequencies)
+    object.__setattr__(rotary, "interleaved", interleaved)
+    return rotary
 
 
 def check_rotary(rotary: object, q: Tensor, k: Tensor, layout: TileLayout) -> tuple[Tensor | None, bool]:
