@@ -36,8 +36,8 @@ class Rotary:
     Raises:
         TypeError, ValueError: not such a tensor, values that are not finite, or an `interleaved` that is not a bool.
 
-    Making one reads the values (on a GPU: waits for it); using one does not. Angles are computed in float64, the rotation in float32 (float64 for float64 inputs), and q and k are rounded
-    once.
+    Making one reads the values (on a GPU: waits for it); using one does not. Angles are computed in float64, the
+    rotation in float32 (float64 for float64 inputs), and q and k are rounded once.
 
     Example:
         >>> rates = 10000.0 ** -(torch.arange(0, 32, 2) / 32)  # a head of 64 channels, half of them for each axis
