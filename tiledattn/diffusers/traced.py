@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..geometry import TileLayout, normalize_halo
 from ..ops import Rotary, cross_tile_attention
+from ..ops.rotary import unchecked_rotary
 
 _LIB = torch.library.Library("tiledattn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _ARGS = (
@@ -58,7 +59,7 @@ def _attend(
         halo_weight=1.0 if halo_weight is None else float(halo_weight),
         scale=scale,
         backend=backend,
-        rotary=None if frequencies is None else Rotary(frequencies, interleaved),
+        rotary=None if frequencies is None else unchecked_rotary(frequencies, interleaved),
     )
     assert isinstance(out, Tensor)
     return out.flatten(0, 1)
