@@ -5,9 +5,9 @@ A new family gets the tests of `diffusers/test_families.py` by a file here and i
 
 from __future__ import annotations
 
-from . import wan
+from . import flux, flux2, qwenimage, wan
 from .case import Case, Size, randn
 
-CASES: tuple[Case, ...] = (*wan.CASES,)
+CASES: tuple[Case, ...] = (*wan.CASES, *flux.CASES, *flux2.CASES, *qwenimage.CASES)
 
 __all__ = ["CASES", "Case", "Size", "randn"]

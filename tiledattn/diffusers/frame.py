@@ -36,6 +36,7 @@ class Frame:
         tokens: the layout in tokens of a transformer; None for UNets, whose levels differ.
         rotary: how a transformer's rotary positions turn; None: they don't, or are the canvas's already.
         text: where a transformer's text tokens stand in self-attention.
+        behind: tokens behind the canvas's that lie beside it (reference images), where text isn't last.
         layer: the self-attention layer under way that has not attended yet.
 
     With tokens also `tile_tokens`, the number of canvas tokens of a tile; `crosses`, whether attention crosses
@@ -51,6 +52,7 @@ class Frame:
     tokens: TileLayout | None = None
     rotary: Rotary | None = None
     text: Literal["none", "first", "last"] = "none"
+    behind: int = 0
     layer: Layer | None = None
 
     def __post_init__(self) -> None:

@@ -73,27 +73,28 @@ def _attend(
     if is_causal or dropout_p:
         raise NotImplementedError(f"{layer.name}: causal attention and dropout can't cross tiles; use halo=0")
     prefix = length - frame.tile_tokens
-    if prefix < 0 or (prefix and frame.text == "none"):
+    behind = prefix if frame.text == "last" else frame.behind
+    if prefix < behind or (prefix > behind and frame.text == "none"):
         raise ValueError(
             f"{layer.name}: got sequences of {length} tokens; tiles have {frame.tile_tokens}; something merges or "
             "drops tokens: turn it off, or use halo=0"
         )
     frame.layer = None
-    moved = prefix and frame.text == "last"
-    mask = _prefix_mask(attn_mask, frame, layer, query.shape[0], prefix)
-    if moved:
-        query, key, value = (x.roll(prefix, 2) for x in (query, key, value))
+    mask = _prefix_mask(attn_mask, layer, query.shape[0], prefix, behind)
+    if behind:
+        query, key, value = (x.roll(behind, 2) for x in (query, key, value))
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [T*B, S, H, D]
     with frame.pause():
         out = attend_rows(q, k, v, mask, frame.places, prefix, frame.weight, scale, frame.rotary, frame.backend)
     out = out.transpose(1, 2)
-    return out.roll(-prefix, 2) if moved else out
+    return out.roll(-behind, 2) if behind else out
 
 
-def _prefix_mask(mask: Tensor | None, frame: Frame, layer: Layer, rows: int, prefix: int) -> Tensor | None:
+def _prefix_mask(mask: Tensor | None, layer: Layer, rows: int, prefix: int, behind: int) -> Tensor | None:
     """What canvas queries see of the text, bool [T*B, P], out of a mask [T*B or 1, 1, S or 1, S]; bool or additive.
 
-    The canvas's own columns are taken as visible: a model masks padding of the text only.
+    Of the P tokens those that stand behind the canvas's come first. The canvas's own columns are taken as visible: a
+    model masks padding of the text only.
     """
     if mask is None or prefix == 0:
         return None
@@ -101,9 +102,8 @@ def _prefix_mask(mask: Tensor | None, frame: Frame, layer: Layer, rows: int, pre
         mask = mask.unsqueeze(0)
     if mask.shape[1] != 1:
         raise NotImplementedError(f"{layer.name}: a mask per head {tuple(mask.shape)} can't cross tiles; use halo=0")
-    row = 0 if mask.shape[2] == 1 or frame.text == "last" else prefix
-    columns = mask[:, 0, row]
-    text = columns[:, -prefix:] if frame.text == "last" else columns[:, :prefix]
+    row = 0 if mask.shape[2] == 1 else prefix - behind
+    text = mask[:, 0, row].roll(behind, -1)[:, :prefix]
     visible = text if text.dtype == torch.bool else text == 0
     return visible.expand(rows, prefix)
 

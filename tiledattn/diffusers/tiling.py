@@ -172,6 +172,7 @@ class Tiling:
         )
         frame = self._frame(model, context, weight)
         call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
+        frame.behind = family.tokens_behind(call, context)
         self.layout = layout
         self._current.frame = frame
         with self._modes(frame):

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Family
+from .flux import FluxFamily
+from .flux2 import Flux2Family
+from .qwenimage import QwenImageFamily
 from .unet import UNetFamily
 from .wan import WanFamily
 
-FAMILIES: tuple[Family, ...] = (UNetFamily(), WanFamily())
+FAMILIES: tuple[Family, ...] = (
+    UNetFamily(),
+    WanFamily(),
+    FluxFamily(),
+    Flux2Family(),
+    QwenImageFamily(),
+)
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 

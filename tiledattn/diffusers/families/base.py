@@ -174,16 +174,6 @@ class Family(ABC):
         """
         return None
 
-    def canvas_turn(self, model: Any, context: CallContext, rotary: Rotary) -> Tensor:
-        """Angles that move a tile's tokens, as its text sees them, to their place on the canvas: positions="canvas".
-
-        Returns:
-            Radians, float64 [T, J] or [T, H, J]: sum over axes of origin * frequency. Text itself isn't turned.
-        """
-        rates = rotary.frequencies
-        origins = torch.tensor(context.layout.origins, dtype=torch.float64, device=rates.device)
-        return torch.tensordot(origins, rates.double(), 1)
-
     def tokens_behind(self, call: dict[str, Any], context: CallContext) -> int:
         """How many tokens stand behind the canvas's in a tile's call without being text (reference images)."""
         return 0
@@ -247,7 +237,7 @@ class Family(ABC):
 
 
 def _layers(model: Any, pattern: str) -> dict[str, nn.Module]:
-    return {name: layer for name, layer in model.named_modules() if re.fullmatch(pattern, name)}
+    return {name: layer for name, layer in model.named_modules() if pattern and re.fullmatch(pattern, name)}
 
 
 def axial_frequencies(dims: tuple[int, ...], theta: float) -> Tensor:

@@ -1,0 +1,67 @@
+"""FluxTransformer2DModel: Flux.1 dev, schnell, Krea, Fill, Depth, Canny and Kontext."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops import Rotary
+from .base import CallContext, axial_frequencies
+from .packed import Grid, PackedFamily, grids_of_ids, ids_of_grid
+
+_REFUSED = dict.fromkeys(
+    ("controlnet_block_samples", "controlnet_single_block_samples"), "ControlNet residuals lie on the canvas"
+)
+
+
+class FluxFamily(PackedFamily):
+    """Flux.1: joint attention over text and tokens, with rotary positions out of `img_ids` (image, row, column)."""
+
+    name = "Flux.1"
+    classes = ("FluxTransformer2DModel",)
+    pipelines: tuple[str, ...] = (
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxKontextPipeline",
+    )
+    hub = "black-forest-labs/FLUX.1-dev"
+    required: tuple[str, ...] = ("timestep", "encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
+    repeated: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
+    passed: tuple[str, ...] = ("guidance", "joint_attention_kwargs", "controlnet_blocks_repeat", "return_dict")
+    refused = _REFUSED
+    attention = r"(single_)?transformer_blocks\.\d+\.attn"
+    processors: tuple[str, ...] = ("FluxAttnProcessor",)
+    kwargs = "joint_attention_kwargs"
+    notes = "reference images must be as large as the canvas; text sees its own tile only"
+
+    def grids(self, call: dict[str, Any]) -> list[Grid]:
+        """Out of `img_ids`."""
+        grids: list[Grid] = grids_of_ids("img_ids", _flat(call["img_ids"]))
+        return grids
+
+    def place(self, call: dict[str, Any], grids: list[Grid], context: CallContext) -> dict[str, Any]:
+        """`img_ids` of a tile and its crops: both count from the tile's own corner."""
+        ids, start, out = _flat(call["img_ids"]), 0, []
+        for whole, grid in zip(self.grids(call), grids, strict=True):
+            out.append(ids_of_grid(ids[start], grid))
+            start += whole[0] * whole[1]
+        return {"img_ids": torch.cat(out)}
+
+    def rotary(self, model: Any, context: CallContext) -> Rotary | None:
+        """Pairs of neighbouring channels; row and column turn a share of them each."""
+        rope = model.pos_embed
+        return Rotary(axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:3], interleaved=True)
+
+    def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
+        """Text of T5, and CLIP's pooled one."""
+        text, pooled, _ = pipe.encode_prompt(prompt, None)
+        return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+def _flat(ids: Tensor) -> Tensor:
+    """[S, axes]; of [B, S, axes] the model takes the first."""
+    return ids[0] if ids.ndim == 3 else ids
