@@ -25,7 +25,38 @@ def backends_table() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"backends.md": ("backends", backends_table)}
+def families_table() -> str:
+    """Model families against what they can do, from `tiledattn.diffusers.FAMILIES`."""
+    from tiledattn.diffusers import FAMILIES
+    from tiledattn.diffusers.families import Family
+
+    rows = [
+        "| models | denoiser | tested pipelines | canvas | attention crosses borders | positions | region prompts | good to know |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        halo = "yes" if family.no_halo is None else f"no: {family.no_halo}"
+        where = "" if family.no_canvas_positions else ', also `"canvas"`'
+        regions = "no" if type(family).encode is Family.encode else "yes"
+        cells = (
+            family.name,
+            _code(family.classes),
+            _code(family.pipelines),
+            ", ".join(family.axes),
+            halo,
+            f"{family.positions}{where}",
+            regions,
+            family.notes,
+        )
+        rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(rows)
+
+
+def _code(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+TABLES = {"backends.md": ("backends", backends_table), "families.md": ("families", families_table)}
 
 
 def rendered(name: str) -> str:

@@ -11,7 +11,8 @@ except ImportError as error:
     ) from error
 
 from .enable import disable_tiling, enable_tiling
+from .families import FAMILIES, Family
 from .processors import CrossTileAttnProcessor
 from .tiling import Tiling
 
-__all__ = ["CrossTileAttnProcessor", "Tiling", "disable_tiling", "enable_tiling"]
+__all__ = ["FAMILIES", "CrossTileAttnProcessor", "Family", "Tiling", "disable_tiling", "enable_tiling"]
