@@ -10,11 +10,9 @@ import pytest
 import torch
 from diffusers import (
     FluxTransformer2DModel,
-    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DModel,
 )
-from diffusers.models import ControlNetModel
 from tiny_diffusers import make_unet, paint, quiet, unet_inputs
 from torch import nn
 
@@ -127,13 +125,6 @@ def test_unsupported_models(model: nn.Module) -> None:
     td.disable_tiling(model)
 
 
-def test_pipelines_whose_conditioning_lies_on_the_canvas(sd: Any) -> None:
-    controlnet = ControlNetModel.from_unet(sd.unet, conditioning_embedding_out_channels=(8, 8, 8))
-    pipe = StableDiffusionControlNetPipeline(**sd.components, controlnet=controlnet, requires_safety_checker=False)
-    with pytest.raises(NotImplementedError, match=r"StableDiffusionControlNetPipeline.*ControlNet"):
-        td.enable_tiling(pipe)
-
-
 def test_a_pipeline_without_a_denoiser(sd: Any) -> None:
     sd.unet = None
     with pytest.raises(TypeError, match="StableDiffusionPipeline: has no unet"):
@@ -201,9 +192,10 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"class_labels": torch.tensor([1, 2, 3])}, ValueError, "class_labels: got shape"),
     ({"timestep_cond": 3.0}, TypeError, "timestep_cond: got float"),
     ({"attention_mask": torch.ones(2, 512)}, NotImplementedError, "attention_mask: can't be tiled"),
-    ({"down_block_additional_residuals": (X,)}, NotImplementedError, "ControlNet"),
-    ({"mid_block_additional_residual": X}, NotImplementedError, "ControlNet"),
-    ({"down_intrablock_additional_residuals": [X]}, NotImplementedError, "T2I-Adapter"),
+    ({"mid_block_additional_residual": X[:, 0]}, ValueError, "mid_block_additional_residual"),
+    ({"mid_block_additional_residual": X[:1].repeat(3, 1, 1, 1)}, ValueError, r"residual: got \(3, 4, 16, 32\)"),
+    ({"down_block_additional_residuals": [X[..., :-3]]}, ValueError, "down_block_additional_residuals"),
+    ({"down_intrablock_additional_residuals": [3]}, ValueError, "down_intrablock_additional_residuals: got int"),
     ({"cross_attention_kwargs": {"gligen": {}}}, NotImplementedError, "gligen"),
     ({"cross_attention_kwargs": {"ip_adapter_masks": [X]}}, NotImplementedError, "ip_adapter_masks"),
     ({"added_cond_kwargs": {"hint": X}}, NotImplementedError, "hint"),

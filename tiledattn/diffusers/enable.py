@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from .axes import Extent
-from .families import family_of
-from .options import Model, Schedule, make_options
+from .families import FAMILIES, family_of
+from .options import Model, Options, Schedule, make_options
 from .tiling import Tiling, tiling_of
 
 DENOISERS = ("unet", "transformer", "transformer_2")
@@ -79,15 +79,16 @@ def enable_tiling(
             neither a stock one nor IP-Adapter's.
         ValueError: an argument out of range, or sizes that the model's levels can't divide, naming the nearest that
             work. A canvas that can't be divided raises the same when the pipeline is called.
-        NotImplementedError: a pipeline whose conditioning lies on the canvas (ControlNet, T2I-Adapter, GLIGEN), or PAG.
+        NotImplementedError: a pipeline with PAG, or with a ControlNet of a family that isn't supported.
 
     Example:
         >>> enable_tiling(pipe, tile=1024, halo=128)
         >>> pipe("an aerial photo of a river delta", height=4096, width=4096).images[0]
     """
     pipe, models = _resolve(pipe_or_model)
+    guides = [] if pipe is None else _guides(pipe)
     if pipe is not None:
-        _check_pipeline(pipe, models)
+        _check_pipeline(pipe, models, guides)
     arguments: dict[str, Any] = {
         "tile": tile,
         "overlap": overlap,
@@ -105,9 +106,10 @@ def enable_tiling(
     }
     tilings = [_tiling(model, pipe, arguments) for model in models]
     tiling = tilings[0]
+    tilings += [_guide_tiling(model, pipe, tiling.options) for model in guides]
     tiling.companions = tuple(tilings[1:])
     tiling.check_processors()
-    for model in models:
+    for model in (*models, *guides):
         before = tiling_of(model)
         if before is not None:
             before.disable()
@@ -131,6 +133,19 @@ def _tiling(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Tiling:
     return Tiling(model, family, make_options(facts, **arguments), pipe)
 
 
+def _guide_tiling(model: Any, pipe: Any, options: Options) -> Tiling:
+    """A tiling of a ControlNet, with the tiles of the denoiser that it guides; not yet in force."""
+    family = family_of(model)
+    family.check(model)
+    for axis, own in zip(options.axes, family.granularity(model), strict=True):
+        if axis.granularity % own:
+            raise ValueError(
+                f"{type(model).__name__}: its levels need a {axis.name} that is a multiple of {own} latents, the "
+                f"denoiser's only of {axis.granularity}; use a ControlNet with as many levels as the denoiser"
+            )
+    return Tiling(model, family, options, pipe)
+
+
 def disable_tiling(pipe_or_model: Any) -> None:
     """Takes the tiling off: attention processors, forward and VAE are the objects they were before.
 
@@ -139,7 +154,8 @@ def disable_tiling(pipe_or_model: Any) -> None:
     Raises:
         TypeError: not a pipeline or a model.
     """
-    for model in _resolve(pipe_or_model)[1]:
+    pipe, models = _resolve(pipe_or_model)
+    for model in (*models, *([] if pipe is None else _guides(pipe))):
         tiling = tiling_of(model)
         if tiling is not None:
             tiling.disable()
@@ -158,14 +174,25 @@ def _resolve(target: Any) -> tuple[Any | None, list[Any]]:
     )
 
 
-def _check_pipeline(pipe: Any, models: list[Any]) -> None:
+def _guides(pipe: Any) -> list[Any]:
+    """The pipeline's ControlNets, without what holds several of them and without torch.compile's wrapper."""
+    net = getattr(pipe, "controlnet", None)
+    net = getattr(net, "_orig_mod", net)
+    nets = getattr(net, "nets", [] if net is None else [net])
+    return [getattr(each, "_orig_mod", each) for each in nets]
+
+
+def _check_pipeline(pipe: Any, models: list[Any], guides: list[Any]) -> None:
     """Raises for pipelines that feed the denoiser with what can't be tiled."""
     name = type(pipe).__name__
     if not models:
         raise TypeError(f"{name}: has no unet or transformer to tile")
-    for component, what in (("controlnet", "a ControlNet's residuals"), ("adapter", "a T2I-Adapter's residuals")):
-        if getattr(pipe, component, None) is not None:
-            raise NotImplementedError(f"{name}: can't be tiled yet: {what} lie on the canvas and would need cutting")
+    for guide in guides:
+        if not any(family.matches(guide) for family in FAMILIES):
+            raise NotImplementedError(
+                f"{name}: can't be tiled yet: the residuals of its {type(guide).__name__} lie on the canvas, and no "
+                "family cuts them; use the pipeline without ControlNet"
+            )
     if hasattr(pipe, "pag_applied_layers") or hasattr(pipe, "pag_attn_processors"):
         raise NotImplementedError(
             f"{name}: can't be tiled yet: perturbed attention guidance splits the batch into guidance copies by place, "

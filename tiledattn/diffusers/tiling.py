@@ -38,7 +38,8 @@ class Tiling:
         layout: the layout of the last forward, in any thread, in latents; None before the first.
         on_tiles: None, or a function called at every forward with the predictions before they are blended
             [T, B, C, *tile], the layout, and the denoising step.
-        companions: the tilings of the pipeline's other models that work on the canvas (a second denoiser).
+        companions: the tilings of the pipeline's other models that work on the canvas (a second denoiser,
+            ControlNets). A copy has none: `disable_tiling` of a copied pipeline finds them by the models.
     """
 
     def __init__(self, model: nn.Module, family: Family, options: Options, pipe: Any | None) -> None:
@@ -106,7 +107,7 @@ class Tiling:
             raise TypeError("a Tiling can't be copied alone: deepcopy the pipeline or the model, or enable_tiling anew")
         memo[id(self)] = copied = object.__new__(type(self))
         for name, value in vars(self).items():
-            setattr(copied, name, copy.deepcopy(value, memo))
+            setattr(copied, name, () if name == "companions" else copy.deepcopy(value, memo))
         return copied
 
     def check_processors(self) -> None:
@@ -177,17 +178,21 @@ class Tiling:
         self._current.frame = frame
         with self._modes(frame):
             output = forward(**call)
-        prediction = family.prediction_of(output, context)
+        outputs = family.outputs_of(output, context)
         if self.on_tiles is not None:
-            self.on_tiles(split_tiles(prediction, layout), layout, step)
-        blended = view.canvas(prediction, options.window_for(layout, prediction.device))
-        return family.with_prediction(output, blended, context)
+            self.on_tiles(split_tiles(outputs[0], layout), layout, step)
+        window = options.window_for(layout, canvas.device)
+        return family.with_outputs(output, [view.canvas(tiles, window) for tiles in outputs], context)
 
     def _frame(self, model: nn.Module, context: CallContext, weight: float) -> Frame:
         family, options, layout = self._family, self.options, context.layout
         norm_backend = options.norm_backend
         if not isinstance(self._layers, MarkedLayers):
-            return Frame(layout, options.halo, weight, options.backend, norm_backend)
+            finest, halo = family.finest(model), options.halo
+            if finest > 1:
+                layout = context.view.level("pixels", tuple(finest * length for length in layout.size))
+                halo = "all" if halo == "all" else tuple(finest * reach for reach in halo)
+            return Frame(layout, halo, weight, options.backend, norm_backend)
         patch = family.patch(model)
         tokens = context.view.level("tokens", tuple(n // p for n, p in zip(layout.size, patch, strict=True)))
         rotary = family.rotary(model, context)

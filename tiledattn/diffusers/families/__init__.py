@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Family
+from .controlnet import ControlNetFamily
 from .flux import FluxFamily
 from .flux2 import Flux2Family
 from .qwenimage import QwenImageFamily
@@ -13,6 +14,7 @@ from .wan import WanFamily
 
 FAMILIES: tuple[Family, ...] = (
     UNetFamily(),
+    ControlNetFamily(),
     WanFamily(),
     FluxFamily(),
     Flux2Family(),

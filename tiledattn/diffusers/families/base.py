@@ -50,6 +50,23 @@ class CallContext:
         """[B, C, *size] at the canvas's or another resolution -> [T*B, C, *tile]."""
         return self.view.tiles(name, x)
 
+    def cut_all(self, name: str, value: Any) -> Any:
+        """`cut`, in tensors and in tuples and lists of them; one row stands for all of the canvas batch.
+
+        Pooled tensors [B, C, 1, ...] lie on no position and are repeated for every tile.
+
+        Raises:
+            TypeError, ValueError: something else than tensors of as many rows as the canvas batch, or of one.
+        """
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.cut_all(name, item) for item in value)
+        if isinstance(value, Tensor) and value.ndim > 2 and all(length == 1 for length in value.shape[2:]):
+            return self.repeat(name, value)
+        if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[0] not in (1, self.batch):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: got {got}; expected tensors [{self.batch}, C, *size] that lie on the canvas")
+        return self.cut(name, value.expand(self.batch, *value.shape[1:]))
+
     def cut_tokens(self, name: str, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[B, tokens of `grid` in row-major order, ...] -> [T*B, tokens of a tile, ...]."""
         if x.shape[1] != _product(grid):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ SDXL_PIXELS_PER_LATENT = 8
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 _MID = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+_BLOCKS = {"down_block_types": _DOWN, "up_block_types": _UP, "mid_block_type": _MID}
 _CONDITIONING = ("text_embeds", "time_ids", "image_embeds")
 _PARAMETERS = (
     "sample",
@@ -35,12 +35,12 @@ _PARAMETERS = (
     "return_dict",
 )
 _REQUIRED = 3  # of the parameters
-_REFUSED = {
-    "attention_mask": "a mask over the canvas's own tokens",
-    "down_block_additional_residuals": "ControlNet and T2I-Adapter residuals lie on the canvas",
-    "mid_block_additional_residual": "ControlNet residuals lie on the canvas",
-    "down_intrablock_additional_residuals": "T2I-Adapter residuals lie on the canvas",
-}
+_REFUSED = {"attention_mask": "a mask over the canvas's own tokens"}
+_RESIDUALS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
 
 
 class UNetFamily(Family):
@@ -61,21 +61,12 @@ class UNetFamily(Family):
     step_from_scheduler = False
     has_couplings = True
     positions = "none"
+    no_canvas_positions = "a UNet's tokens have no positions"
 
     def check(self, model: Any) -> None:
         """Raises ValueError for blocks and options that mix positions in ways that can't be coupled."""
         config = model.config
-        mid = (config.mid_block_type,)
-        for name, got, known in (
-            ("down_block_types", config.down_block_types, _DOWN),
-            ("up_block_types", config.up_block_types, _UP),
-            ("mid_block_type", mid, _MID),
-        ):
-            strange = [block for block in got if block not in known]
-            if strange:
-                raise ValueError(
-                    f"{name}: can't tile a UNet with {strange}; supported are {', '.join(map(str, known))}"
-                )
+        check_blocks(model, tuple(_BLOCKS))
         if config.attention_type != "default":
             raise ValueError(
                 f"attention_type: {config.attention_type!r} (GLIGEN) places boxes on the canvas; "
@@ -83,15 +74,7 @@ class UNetFamily(Family):
             )
         if config.addition_embed_type == "image_hint":
             raise ValueError("addition_embed_type: 'image_hint' adds a hint on the canvas, which can't be tiled yet")
-        for name, module in model.named_modules():
-            mode = getattr(module, "padding_mode", "zeros")
-            if isinstance(module, nn.Conv2d) and mode != "zeros":
-                raise ValueError(
-                    f"{name}: padding_mode is {mode!r}; tiling pads by itself: set it back to 'zeros' and pass "
-                    "wrap=True to enable_tiling"
-                )
-            if isinstance(module, Attention) and isinstance(module.norm_cross, nn.GroupNorm):
-                raise ValueError(f"{name}: cross_attention_norm 'group_norm' can't be told from norms of the canvas")
+        check_modules(model)
 
     def granularity(self, model: Any) -> tuple[int, ...]:
         """2 to the number of downsamplings."""
@@ -125,7 +108,7 @@ class UNetFamily(Family):
         return ProcessorSwap(self.self_attentions(model), self.cross_attentions(model), halo, current)
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
-        """`sample`; raises for a missing argument, and for spatial conditioning, which can't be cut yet."""
+        """`sample`; raises for a missing argument, and for conditioning that can't be tiled."""
         missing = [name for name in _PARAMETERS[:_REQUIRED] if name not in call]
         if missing:
             raise TypeError(f"forward: missing {', '.join(missing)}")
@@ -136,22 +119,11 @@ class UNetFamily(Family):
         for name, reason in _REFUSED.items():
             if call.get(name) is not None:
                 raise NotImplementedError(f"{name}: can't be tiled yet: {reason}; leave it out, or disable_tiling")
-        extra = call.get("cross_attention_kwargs")
-        for name in ("gligen", "ip_adapter_masks"):
-            if extra is not None and extra.get(name) is not None:
-                raise NotImplementedError(
-                    f"cross_attention_kwargs: {name!r} lies on the canvas and can't be tiled yet; leave it out"
-                )
-        added = call.get("added_cond_kwargs")
-        strange = [name for name in ({} if added is None else added) if name not in _CONDITIONING]
-        if strange:
-            raise NotImplementedError(
-                f"added_cond_kwargs: {strange} can't be tiled; supported are {', '.join(_CONDITIONING)}"
-            )
+        check_conditioning(call)
         return sample
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
-        """The same call for all tiles: every conditioning repeated per tile, SDXL's `time_ids` per tile."""
+        """The same call for all tiles: conditioning repeated, residuals cut level by level, `time_ids` per tile."""
         repeat = context.repeat
         new = {**call, "sample": tiles}
         timestep = call["timestep"]
@@ -166,7 +138,49 @@ class UNetFamily(Family):
                 name: tile_time_ids(value, context) if name == "time_ids" else repeat(name, value)
                 for name, value in added.items()
             }
+        for name in _RESIDUALS:
+            if call.get(name) is not None:
+                new[name] = context.cut_all(name, call[name])
         return new
+
+
+def check_blocks(model: Any, kinds: tuple[str, ...]) -> None:
+    """Raises ValueError for block types, of the given entries of the configuration, that can't be coupled."""
+    for name in kinds:
+        known, got = _BLOCKS[name], model.config[name]
+        blocks = got if isinstance(got, (list, tuple)) else (got,)
+        strange = [block for block in blocks if block not in known]
+        if strange:
+            raise ValueError(f"{name}: can't tile a UNet with {strange}; supported are {', '.join(map(str, known))}")
+
+
+def check_modules(model: Any) -> None:
+    """Raises ValueError for layers that mix positions in ways that can't be coupled."""
+    for name, module in model.named_modules():
+        mode = getattr(module, "padding_mode", "zeros")
+        if isinstance(module, nn.Conv2d) and mode != "zeros":
+            raise ValueError(
+                f"{name}: padding_mode is {mode!r}; tiling pads by itself: set it back to 'zeros' and pass "
+                "wrap=True to enable_tiling"
+            )
+        if isinstance(module, Attention) and isinstance(module.norm_cross, nn.GroupNorm):
+            raise ValueError(f"{name}: cross_attention_norm 'group_norm' can't be told from norms of the canvas")
+
+
+def check_conditioning(call: dict[str, Any]) -> None:
+    """Raises NotImplementedError for conditioning inside the dict arguments that lies on the canvas."""
+    extra = call.get("cross_attention_kwargs")
+    for name in ("gligen", "ip_adapter_masks"):
+        if extra is not None and extra.get(name) is not None:
+            raise NotImplementedError(
+                f"cross_attention_kwargs: {name!r} lies on the canvas and can't be tiled yet; leave it out"
+            )
+    added = call.get("added_cond_kwargs")
+    strange = [name for name in ({} if added is None else added) if name not in _CONDITIONING]
+    if strange:
+        raise NotImplementedError(
+            f"added_cond_kwargs: {strange} can't be tiled; supported are {', '.join(_CONDITIONING)}"
+        )
 
 
 def _attentions(model: Any) -> dict[str, Any]:
