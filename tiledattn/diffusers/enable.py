@@ -129,6 +129,7 @@ def _tiling(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Tiling:
         has_vae=getattr(pipe, "vae", None) is not None or hasattr(pipe, "vae_scale_factor"),
         has_scheduler=pipe is not None,
         no_halo=family.no_halo,
+        no_canvas_positions=family.no_canvas_positions,
     )
     return Tiling(model, family, make_options(facts, **arguments), pipe)
 

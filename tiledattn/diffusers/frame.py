@@ -38,6 +38,7 @@ class Frame:
         text: where a transformer's text tokens stand in self-attention.
         behind: tokens behind the canvas's that lie beside it (reference images), where text isn't last.
         layer: the self-attention layer under way that has not attended yet.
+        text_lengths: how many text tokens stand before the canvas's in each row [T*B], int64, where rows differ.
 
     With tokens also `tile_tokens`, the number of canvas tokens of a tile; `crosses`, whether attention crosses
     borders; `places` and `weight`, layout with halo and the halo's weight as tensors.
@@ -54,6 +55,7 @@ class Frame:
     text: Literal["none", "first", "last"] = "none"
     behind: int = 0
     layer: Layer | None = None
+    text_lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         """What compiled layers read: numbers that stay the same from step to step, and tensors for the others."""

@@ -33,6 +33,7 @@ class Model:
     has_vae: bool
     has_scheduler: bool
     no_halo: str | None
+    no_canvas_positions: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +137,8 @@ def make_options(
     _one_of("norm", norm, NORMS)
     _one_of("size_conditioning", size_conditioning, SIZE_CONDITIONINGS)
     _one_of("positions", positions, POSITIONS)
+    if positions == "canvas" and model.no_canvas_positions is not None:
+        raise ValueError(f'positions: got "canvas"; {model.no_canvas_positions}; use "tile"')
     if positions == "canvas" and any(wraps):
         raise ValueError(
             'positions: "canvas" gives a periodic canvas two ends that don\'t meet; use "tile", or no wrap'

@@ -74,23 +74,30 @@ def _attend(
         raise NotImplementedError(f"{layer.name}: causal attention and dropout can't cross tiles; use halo=0")
     prefix = length - frame.tile_tokens
     behind = prefix if frame.text == "last" else frame.behind
+    shift = behind if frame.text_lengths is None or prefix == 0 else prefix - frame.text_lengths
     if prefix < behind or (prefix > behind and frame.text == "none"):
         raise ValueError(
             f"{layer.name}: got sequences of {length} tokens; tiles have {frame.tile_tokens}; something merges or "
             "drops tokens: turn it off, or use halo=0"
         )
     frame.layer = None
-    mask = _prefix_mask(attn_mask, layer, query.shape[0], prefix, behind)
-    if behind:
-        query, key, value = (x.roll(behind, 2) for x in (query, key, value))
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [T*B, S, H, D]
+    mask = _prefix_mask(attn_mask, layer, query.shape[0], prefix, shift)
+    q, k, v = (_moved(x, shift, 2).transpose(1, 2) for x in (query, key, value))  # [T*B, S, H, D]
     with frame.pause():
         out = attend_rows(q, k, v, mask, frame.places, prefix, frame.weight, scale, frame.rotary, frame.backend)
-    out = out.transpose(1, 2)
-    return out.roll(-behind, 2) if behind else out
+    return _moved(out.transpose(1, 2), -shift, 2)
 
 
-def _prefix_mask(mask: Tensor | None, layer: Layer, rows: int, prefix: int, behind: int) -> Tensor | None:
+def _moved(x: Tensor, shift: int | Tensor, dim: int) -> Tensor:
+    """Rolls an axis of [T*B, ...], by one number or by one per row [T*B]."""
+    if not isinstance(shift, Tensor):
+        return x.roll(shift, dim) if shift else x
+    places = (torch.arange(x.shape[dim], device=x.device) - shift[:, None]) % x.shape[dim]
+    shape = [x.shape[axis] if axis in (0, dim) else 1 for axis in range(x.ndim)]
+    return x.gather(dim, places.reshape(shape).expand_as(x))
+
+
+def _prefix_mask(mask: Tensor | None, layer: Layer, rows: int, prefix: int, shift: int | Tensor) -> Tensor | None:
     """What canvas queries see of the text, bool [T*B, P], out of a mask [T*B or 1, 1, S or 1, S]; bool or additive.
 
     Of the P tokens those that stand behind the canvas's come first. The canvas's own columns are taken as visible: a
@@ -102,10 +109,11 @@ def _prefix_mask(mask: Tensor | None, layer: Layer, rows: int, prefix: int, behi
         mask = mask.unsqueeze(0)
     if mask.shape[1] != 1:
         raise NotImplementedError(f"{layer.name}: a mask per head {tuple(mask.shape)} can't cross tiles; use halo=0")
-    row = 0 if mask.shape[2] == 1 else prefix - behind
-    text = mask[:, 0, row].roll(behind, -1)[:, :prefix]
-    visible = text if text.dtype == torch.bool else text == 0
-    return visible.expand(rows, prefix)
+    if mask.shape[2] > 1 and isinstance(shift, Tensor):
+        raise NotImplementedError(f"{layer.name}: a mask per query can't cross tiles of unlike texts; use halo=0")
+    row = 0 if mask.shape[2] == 1 or isinstance(shift, Tensor) else prefix - shift
+    text = _moved(mask[:, 0, row].expand(rows, -1), shift, 1)[:, :prefix]
+    return text if text.dtype == torch.bool else text == 0
 
 
 class _Enter:

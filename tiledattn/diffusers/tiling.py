@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry import TileLayout
+from .binning import AskedSize
 from .couplings import CouplingMode
 from .families import Family
 from .families.base import CallContext
 from .frame import CurrentFrame, Frame, split_tiles
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .options import Options
+from .placing import PlacedPositions
 from .schedule import CountedSteps, SchedulerSteps, halo_weight
 from .sdpa import CrossTileMode, MarkedLayers
 from .swapping import ProcessorSwap
@@ -50,6 +52,13 @@ class Tiling:
         self._model = Weak(model)
         self._current = CurrentFrame()
         self._layers: ProcessorSwap | MarkedLayers = family.layers(model, options.has_halo, self._current)
+        self._placing = PlacedPositions(
+            family.positionals(model) if options.positions == "canvas" else {}, self._current
+        )
+        multiples = tuple(
+            axis.granularity * scale for axis, scale in zip(options.axes, options.pixels_per_axis, strict=True)
+        )
+        self._asked = None if pipe is None else AskedSize(pipe, multiples)
         self._pipe = Weak(pipe) if pipe is not None and any(options.wrap) else None
         self._vae_pixels = _vae_pixels(pipe, options.pixels)
         self._vae: Weak[Any] | None = None
@@ -84,6 +93,9 @@ class Tiling:
         if model is not None and tiling_of(model) is self:
             remove_hook(model)
             self._layers.restore(model)
+            self._placing.restore()
+        if self._asked is not None:
+            self._asked.remove()
         self._pipe = None
         self._make_circular(None)
         for companion in self.companions:
@@ -121,6 +133,9 @@ class Tiling:
         model = self._model()
         assert model is not None
         install_hook(model, InnermostHook(self._run))
+        self._placing.install()
+        if self._asked is not None:
+            self._asked.install()
         self._follow_vae()
         for companion in self.companions:
             companion.install()
@@ -172,6 +187,9 @@ class Tiling:
             view, canvas.shape[0], options.pixels_per_axis, options.size_conditioning, options.positions
         )
         frame = self._frame(model, context, weight)
+        lengths = family.text_lengths(call, context)
+        if lengths is not None:
+            frame.text_lengths = torch.tensor(lengths, device=canvas.device).repeat(layout.num_tiles)
         call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
         frame.behind = family.tokens_behind(call, context)
         self.layout = layout

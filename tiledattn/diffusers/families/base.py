@@ -133,6 +133,10 @@ class Family(ABC):
     """Why attention can't cross tile borders, in one sentence; None where it can."""
     positions: str = ""
     """How tokens know their place, for the table: "rotary", "absolute" or "none"."""
+    positional: str = ""
+    """Pattern of the names of modules that add absolute positions to the patches: diffusers' `PatchEmbed`."""
+    no_canvas_positions: str | None = "its tokens can't be told their places on the canvas"
+    """Why positions="canvas" can't be had, in one sentence; None where it can."""
     notes: str = ""
     """What mixes positions and is not coupled, or other limits, for the table; may be empty."""
     step_from_scheduler: bool = True
@@ -180,6 +184,10 @@ class Family(ABC):
         """The layers in which canvas tokens attend to conditioning, by name."""
         return _layers(model, self.cross_attention)
 
+    def positionals(self, model: Any) -> dict[str, nn.Module]:
+        """The modules that add absolute positions to the patches, by name."""
+        return _layers(model, self.positional)
+
     def layers(self, model: Any, halo: bool, current: CurrentFrame) -> ProcessorSwap | MarkedLayers:
         """What makes the model's self-attention cross tile borders, and watches its attention processors."""
         return MarkedLayers(self.self_attentions(model), self.cross_attentions(model), halo, current, self.processors)
@@ -194,6 +202,14 @@ class Family(ABC):
     def tokens_behind(self, call: dict[str, Any], context: CallContext) -> int:
         """How many tokens stand behind the canvas's in a tile's call without being text (reference images)."""
         return 0
+
+    def text_lengths(self, call: dict[str, Any], context: CallContext) -> tuple[int, ...] | None:
+        """How many text tokens stand before the canvas's, row by row of the canvas batch, where rows differ.
+
+        None where `text` tells the place in every row. Sequences are then padded behind the canvas's tokens, and a
+        mask tells the padding.
+        """
+        return None
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """The canvas [B, C, *size] among the arguments; raises for arguments that can't be tiled."""
@@ -245,7 +261,15 @@ class Family(ABC):
         return self.with_prediction(output, outputs[0], context)
 
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
-        """Conditioning of one prompt, a row each, by the forward's argument names, for region prompts.
+        """Conditioning of one prompt, for region prompts: what `pipe(prompt)` gives the denoiser without guidance.
+
+        Args:
+            pipe: the pipeline, whose own `encode_prompt` does it.
+            prompt: the prompt.
+
+        Returns:
+            By the names of the forward's arguments, tensors of one row [1, ...]. Where the forward takes a list of
+            rows (Z-Image), the tensor is that list's item with a row's axis in front.
 
         Raises:
             NotImplementedError: the family has none.

@@ -24,6 +24,7 @@ class WanFamily(Family):
     cross_attention = r"blocks\.\d+\.attn2"
     processors = ("WanAttnProcessor",)
     positions = "rotary"
+    no_canvas_positions = None  # across tiles the offsets are the canvas's already: "canvas" is "tile", to rounding
     step_from_scheduler = False
 
     def patch(self, model: Any) -> tuple[int, ...]:
