@@ -5,9 +5,19 @@ A new family gets the tests of `diffusers/test_families.py` by a file here and i
 
 from __future__ import annotations
 
-from . import flux, flux2, qwenimage, wan
+from . import flux, flux2, lumina2, pixart, qwenimage, sana, sd3, wan, zimage
 from .case import Case, Size, randn
 
-CASES: tuple[Case, ...] = (*wan.CASES, *flux.CASES, *flux2.CASES, *qwenimage.CASES)
+CASES: tuple[Case, ...] = (
+    *wan.CASES,
+    *flux.CASES,
+    *flux2.CASES,
+    *qwenimage.CASES,
+    *lumina2.CASES,
+    *pixart.CASES,
+    *sana.CASES,
+    *sd3.CASES,
+    *zimage.CASES,
+)
 
 __all__ = ["CASES", "Case", "Size", "randn"]

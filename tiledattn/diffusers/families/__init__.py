@@ -8,14 +8,24 @@ from .base import Family
 from .controlnet import ControlNetFamily
 from .flux import FluxFamily
 from .flux2 import Flux2Family
+from .lumina2 import Lumina2Family
+from .pixart import PixArtFamily
 from .qwenimage import QwenImageFamily
+from .sana import SanaFamily
+from .sd3 import SD3Family
 from .unet import UNetFamily
 from .wan import WanFamily
+from .zimage import ZImageFamily
 
 FAMILIES: tuple[Family, ...] = (
     UNetFamily(),
     ControlNetFamily(),
     WanFamily(),
+    Lumina2Family(),
+    PixArtFamily(),
+    SanaFamily(),
+    SD3Family(),
+    ZImageFamily(),
     FluxFamily(),
     Flux2Family(),
     QwenImageFamily(),
