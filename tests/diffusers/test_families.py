@@ -17,9 +17,11 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def flat(output: Any) -> Tensor:
-    """A forward's prediction as one row of numbers, whatever it comes in."""
+    """A forward's predictions as one row of numbers, whatever they come in: row by row of the batch."""
     if isinstance(output, Tensor):
         return output.flatten()
+    if isinstance(output, tuple) and len(output) > 1:
+        return torch.cat([item.flatten(1) for item in output], 1).flatten()
     if isinstance(output, (list, tuple)):
         return torch.cat([flat(item) for item in output])
     return flat(output.to_tuple())

@@ -5,7 +5,7 @@ A new family gets the tests of `diffusers/test_families.py` by a file here and i
 
 from __future__ import annotations
 
-from . import flux, flux2, lumina2, pixart, qwenimage, sana, sd3, wan, zimage
+from . import cogvideox, flux, flux2, hunyuan, hunyuan15, ltx, ltx2, lumina2, pixart, qwenimage, sana, sd3, wan, zimage
 from .case import Case, Size, randn
 
 CASES: tuple[Case, ...] = (
@@ -18,6 +18,11 @@ CASES: tuple[Case, ...] = (
     *sana.CASES,
     *sd3.CASES,
     *zimage.CASES,
+    *cogvideox.CASES,
+    *hunyuan.CASES,
+    *hunyuan15.CASES,
+    *ltx.CASES,
+    *ltx2.CASES,
 )
 
 __all__ = ["CASES", "Case", "Size", "randn"]

@@ -184,7 +184,7 @@ class Tiling:
             step, weight = self._step(family.timestep_of(call))
         view = CanvasView(layout, options.backend)
         context = CallContext(
-            view, canvas.shape[0], options.pixels_per_axis, options.size_conditioning, options.positions
+            view, canvas.shape[0], options.pixels_per_axis, options.size_conditioning, options.positions, call
         )
         frame = self._frame(model, context, weight)
         lengths = family.text_lengths(call, context)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Family
+from .cogvideox import CogVideoXFamily
 from .controlnet import ControlNetFamily
 from .flux import FluxFamily
 from .flux2 import Flux2Family
+from .hunyuan import HunyuanVideoFamily
+from .hunyuan15 import HunyuanVideo15Family
+from .ltx import LTXVideoFamily
+from .ltx2 import LTX2VideoFamily
 from .lumina2 import Lumina2Family
 from .pixart import PixArtFamily
 from .qwenimage import QwenImageFamily
@@ -29,6 +34,11 @@ FAMILIES: tuple[Family, ...] = (
     FluxFamily(),
     Flux2Family(),
     QwenImageFamily(),
+    CogVideoXFamily(),
+    HunyuanVideoFamily(),
+    HunyuanVideo15Family(),
+    LTXVideoFamily(),
+    LTX2VideoFamily(),
 )
 
 __all__ = ["FAMILIES", "Family", "family_of"]

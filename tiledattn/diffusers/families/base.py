@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -33,6 +32,7 @@ class CallContext:
         pixels: pixels (or frames) per position, per axis.
         size_conditioning: "tile", "crop" or "canvas".
         positions: "tile" or "canvas".
+        call: the forward's arguments on the canvas, by name.
     """
 
     view: CanvasView
@@ -40,6 +40,7 @@ class CallContext:
     pixels: tuple[int, ...]
     size_conditioning: str = "tile"
     positions: str = "tile"
+    call: dict[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> TileLayout:
