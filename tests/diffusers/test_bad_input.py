@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    FluxTransformer2DModel,
+    DiTTransformer2DModel,
     StableDiffusionPipeline,
     UNet2DModel,
 )
@@ -115,7 +115,7 @@ def test_neither_pipeline_nor_model(target: Any) -> None:
     [
         nn.Linear(2, 2),
         UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)),
-        FluxTransformer2DModel(num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2),
+        DiTTransformer2DModel(num_layers=1, attention_head_dim=8, num_attention_heads=2, norm_num_groups=1),
     ],
     ids=lambda m: type(m).__name__,
 )
