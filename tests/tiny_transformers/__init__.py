@@ -5,7 +5,23 @@ A new family gets the tests of `diffusers/test_families.py` by a file here and i
 
 from __future__ import annotations
 
-from . import cogvideox, flux, flux2, hunyuan, hunyuan15, ltx, ltx2, lumina2, pixart, qwenimage, sana, sd3, wan, zimage
+from . import (
+    cogvideox,
+    flux,
+    flux2,
+    hunyuan,
+    hunyuan15,
+    ltx,
+    ltx2,
+    lumina2,
+    mochi,
+    pixart,
+    qwenimage,
+    sana,
+    sd3,
+    wan,
+    zimage,
+)
 from .case import Case, Size, randn
 
 CASES: tuple[Case, ...] = (
@@ -23,6 +39,7 @@ CASES: tuple[Case, ...] = (
     *hunyuan15.CASES,
     *ltx.CASES,
     *ltx2.CASES,
+    *mochi.CASES,
 )
 
 __all__ = ["CASES", "Case", "Size", "randn"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..geometry import TileLayout
 from ..ops import Rotary
+from .rows import RowByRow
 from .traced import pack_places
 
 
@@ -39,6 +40,7 @@ class Frame:
         behind: tokens behind the canvas's that lie beside it (reference images), where text isn't last.
         layer: the self-attention layer under way that has not attended yet.
         text_lengths: how many text tokens stand before the canvas's in each row [T*B], int64, where rows differ.
+        rows: collects the rows of a layer whose processor attends to them one at a time.
 
     With tokens also `tile_tokens`, the number of canvas tokens of a tile; `crosses`, whether attention crosses
     borders; `places` and `weight`, layout with halo and the halo's weight as tensors.
@@ -56,6 +58,7 @@ class Frame:
     behind: int = 0
     layer: Layer | None = None
     text_lengths: Tensor | None = None
+    rows: RowByRow | None = None
 
     def __post_init__(self) -> None:
         """What compiled layers read: numbers that stay the same from step to step, and tensors for the others."""

@@ -46,7 +46,9 @@ class CrossTileMode(TorchFunctionMode):
         kwargs = {} if kwargs is None else kwargs
         frame = self.frame
         if func is F.scaled_dot_product_attention and frame.layer is not None and not frame.paused:
-            return _attend(frame, *args, **kwargs)
+            return _attend(frame, *args, **kwargs) if frame.rows is None else _attend_row(frame, *args, **kwargs)
+        if func is F.pad and frame.rows is not None and not frame.paused:
+            return frame.rows.pad(*args, **kwargs)
         if func is Tensor.unflatten:
             return torch.unflatten(*args, **kwargs)  # the method calls super(), which torch.compile can't trace here
         return func(*args, **kwargs)
@@ -86,6 +88,17 @@ def _attend(
     with frame.pause():
         out = attend_rows(q, k, v, mask, frame.places, prefix, frame.weight, scale, frame.rotary, frame.backend)
     return _moved(out.transpose(1, 2), -shift, 2)
+
+
+def _attend_row(frame: Frame, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+    """`_attend` where rows come one at a time, [1, H, S, D]."""
+    rows = frame.rows
+    assert rows is not None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return _attend(frame, q, k, v, mask, **kwargs)
+
+    return rows.attend(attend, query, key, value)
 
 
 def _moved(x: Tensor, shift: int | Tensor, dim: int) -> Tensor:

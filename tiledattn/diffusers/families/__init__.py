@@ -14,6 +14,7 @@ from .hunyuan15 import HunyuanVideo15Family
 from .ltx import LTXVideoFamily
 from .ltx2 import LTX2VideoFamily
 from .lumina2 import Lumina2Family
+from .mochi import MochiFamily
 from .pixart import PixArtFamily
 from .qwenimage import QwenImageFamily
 from .sana import SanaFamily
@@ -39,6 +40,7 @@ FAMILIES: tuple[Family, ...] = (
     HunyuanVideo15Family(),
     LTXVideoFamily(),
     LTX2VideoFamily(),
+    MochiFamily(),
 )
 
 __all__ = ["FAMILIES", "Family", "family_of"]
