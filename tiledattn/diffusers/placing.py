@@ -8,7 +8,7 @@ from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
 from ..ops import extract_tiles
-from .frame import CurrentFrame, Frame
+from .frame import CurrentFrame, Frame, split_tiles
 from .weak import Weak
 
 
@@ -34,7 +34,7 @@ def canvas_table(module: PatchEmbed, size: tuple[int, int]) -> Tensor | None:
         return centre
     if size == (module.height, module.width):
         return table
-    positions = get_2d_sincos_pos_embed(
+    positions: Tensor = get_2d_sincos_pos_embed(
         table.shape[-1],
         size,
         base_size=module.base_size,
@@ -67,12 +67,13 @@ def _placed(module: Any, tiles: Tensor, frame: Frame) -> Tensor | None:
     table = canvas_table(module, (rows, columns))
     if table is None:
         return None
-    positions = extract_tiles(table.transpose(1, 2).unflatten(2, (rows, columns)), layout, backend=frame.backend)
+    canvas = table.transpose(1, 2).reshape(1, -1, rows, columns)
+    positions = extract_tiles(canvas, layout, backend=frame.backend).flatten(3).transpose(2, 3)  # [T, 1, N, C]
     patches: Tensor = module.proj(tiles).flatten(2).transpose(1, 2)
     if module.layer_norm:
         patches = module.norm(patches)
-    placed = patches.unflatten(0, (layout.num_tiles, -1)) + positions.flatten(3).transpose(2, 3)
-    return placed.flatten(0, 1).to(patches.dtype)
+    placed: Tensor = (split_tiles(patches, layout) + positions).flatten(0, 1)
+    return placed.to(patches.dtype)
 
 
 class PlacedPositions:

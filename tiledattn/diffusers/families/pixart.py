@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .base import CallContext, Family
 
+_REFUSED = {"attention_mask": "it masks the canvas's own tokens"}
+
 
 class PixArtFamily(Family):
     """Self-attention over the image, text by cross-attention; positions that are stretched over the picture."""
@@ -19,7 +21,7 @@ class PixArtFamily(Family):
     hub = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"
     repeated = ("timestep", "encoder_hidden_states", "encoder_attention_mask")
     passed = ("return_dict", "cross_attention_kwargs", "added_cond_kwargs")
-    refused = {"attention_mask": "it masks the canvas's own tokens"}
+    refused = _REFUSED
     attention = r"transformer_blocks\.\d+\.attn1"
     cross_attention = r"transformer_blocks\.\d+\.attn2"
     processors = ("AttnProcessor2_0", "FusedAttnProcessor2_0")
@@ -75,11 +77,11 @@ def _size_of_tile(name: str, value: Tensor, context: CallContext) -> Tensor:
     Raises:
         ValueError: `size_conditioning` "crop", which PixArt has no words for.
     """
-    if context.size_conditioning == "canvas" or context.layout.num_tiles == 1:
+    if context.size_conditioning == "canvas" or context.whole:
         return value
     if context.size_conditioning == "crop":
         raise ValueError('size_conditioning: got "crop"; PixArt is told no crop; use "tile" or "canvas"')
-    canvas, tile = (_told(name, size, value, context) for size in (context.layout.size, context.layout.tile))
+    canvas, tile = (_told(name, size, value, context) for size in (context.size, context.layout.tile))
     same = (value == canvas).all(-1, keepdim=True)
     return torch.where(same, tile, value)
 

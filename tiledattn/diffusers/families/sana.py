@@ -9,6 +9,11 @@ from torch import Tensor
 
 from .base import Family
 
+_REFUSED = {
+    "attention_mask": "it masks the canvas's own tokens",
+    "controlnet_block_samples": "a ControlNet's residuals lie on the canvas",
+}
+
 
 class SanaFamily(Family):
     """Linear attention inside each tile, text by cross-attention; depthwise convolutions that cross borders."""
@@ -19,10 +24,7 @@ class SanaFamily(Family):
     hub = "Efficient-Large-Model/Sana_1600M_1024px_diffusers"
     repeated = ("timestep", "guidance", "encoder_hidden_states", "encoder_attention_mask")
     passed = ("return_dict", "attention_kwargs")
-    refused = {
-        "attention_mask": "it masks the canvas's own tokens",
-        "controlnet_block_samples": "a ControlNet's residuals lie on the canvas",
-    }
+    refused = _REFUSED
     attention = r"transformer_blocks\.\d+\.attn1"
     cross_attention = r"transformer_blocks\.\d+\.attn2"
     processors = ("SanaLinearAttnProcessor2_0", "SanaAttnProcessor2_0")

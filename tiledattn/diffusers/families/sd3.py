@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .base import CallContext, Family
 
+_REFUSED = {"block_controlnet_hidden_states": "a ControlNet's residuals lie on the canvas"}
+
 
 class SD3Family(Family):
     """Joint attention over [image, text], in some layers of SD 3.5 over the image besides; a table of positions."""
@@ -19,7 +21,7 @@ class SD3Family(Family):
     required = ("timestep", "encoder_hidden_states", "pooled_projections")
     repeated = ("timestep", "encoder_hidden_states", "pooled_projections")
     passed = ("return_dict", "joint_attention_kwargs", "skip_layers")
-    refused = {"block_controlnet_hidden_states": "a ControlNet's residuals lie on the canvas"}
+    refused = _REFUSED
     attention = r"transformer_blocks\.\d+\.attn2?"
     processors = ("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0")
     text = "last"
@@ -55,10 +57,10 @@ class SD3Family(Family):
         """Conditioning repeated; with positions "canvas" the table must cover the canvas."""
         tokens = int(model.config.pos_embed_max_size)
         largest = [tokens * p for p in self.patch(model)]
-        if context.positions == "canvas" and any(n > m for n, m in zip(context.layout.size, largest, strict=True)):
+        if context.positions == "canvas" and any(n > m for n, m in zip(context.size, largest, strict=True)):
             pixels = [n * scale for n, scale in zip(largest, context.pixels, strict=True)]
             raise ValueError(
-                f'positions: "canvas" got a canvas of {context.layout.size} latents; the model\'s table covers '
+                f'positions: "canvas" got a canvas of {context.size} latents; the model\'s table covers '
                 f'{tuple(largest)} latents, {tuple(pixels)} pixels, at most; use positions="tile", or a smaller canvas'
             )
         return super().tile_call(call, tiles, context, model)

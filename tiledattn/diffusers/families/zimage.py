@@ -12,6 +12,12 @@ from .base import CallContext, Family, axial_frequencies
 
 _OMNI = "images to edit (Z-Image Omni) lie on canvases of their own"
 
+_REFUSED = {
+    "controlnet_block_samples": "a ControlNet's residuals lie on the canvas",
+    "siglip_feats": _OMNI,
+    "image_noise_mask": _OMNI,
+}
+
 
 class ZImageFamily(Family):
     """Attention over [image, caption], refiners over each alone; rotary positions; lists of pictures and captions.
@@ -27,11 +33,7 @@ class ZImageFamily(Family):
     required = ("t", "cap_feats")
     repeated = ("t",)
     passed = ("return_dict", "patch_size", "f_patch_size", "joint_attention_kwargs")
-    refused = {
-        "controlnet_block_samples": "a ControlNet's residuals lie on the canvas",
-        "siglip_feats": _OMNI,
-        "image_noise_mask": _OMNI,
-    }
+    refused = _REFUSED
     attention = r"(noise_refiner|layers)\.\d+\.attention"
     cross_attention = r"context_refiner\.\d+\.attention"
     processors = ("ZSingleStreamAttnProcessor",)
