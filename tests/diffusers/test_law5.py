@@ -18,16 +18,18 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "mixed": {"size": (5, 12, 12), "tile": (2, 4, 8), "overlap": 0},
     "overlapping": {"size": (5, 12, 12), "tile": (3, 8, 8), "overlap": (1, 2, 4)},
 }
-VIDEO = [case for case in CASES if case.name in ("wan", "ltx")]
+VIDEO = [case for case in CASES if case.name in ("wan", "ltx", "ltx2", "ltx2-split")]
 
 
 @pytest.mark.parametrize("case", VIDEO, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_video(case: Any, name: str) -> None:
+@pytest.mark.parametrize("positions", ["tile", "canvas"])
+def test_video(case: Any, name: str, positions: str) -> None:
+    """LTX-2 with its sound, which hears every position of the canvas once."""
     layout = dict(LAYOUTS[name])
     model, call = case.build(), case.call(layout.pop("size"), 2, torch.float32)
     want = run(model, call)
-    options = {**layout, "unit": "latent", "positions": "tile"}
+    options = {**layout, "unit": "latent", "positions": positions}
     with td.enable_tiling(model, halo="all", **options):
         assert error(run(model, call), want) < 1e-5
     with td.enable_tiling(model, halo=0, **options):
