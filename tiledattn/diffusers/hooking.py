@@ -33,12 +33,14 @@ class InnermostHook:
         active: False: the model's forward runs as if there were no hook.
         original: the wrapped forward; None: the method of the model's class.
         had_forward: whether the model had a forward of its own before.
+        method: the forward of the model's class; looked up beforehand, since torch.compile can't in every class.
     """
 
     run: Run
     active: bool = True
     original: Callable[..., Any] | None = None
     had_forward: bool = False
+    method: Callable[..., Any] | None = None
 
 
 @dataclass
@@ -66,6 +68,7 @@ def install_hook(model: nn.Module, hook: InnermostHook) -> None:
     slot = next((s for s in _slots(model) if not _is_wrapper(model, s.get())), _Slot(model, "forward"))
     original = slot.get()
     hook.had_forward = "forward" in vars(model)
+    hook.method = type(model).forward
     hook.original = None if _is_own_forward(model, original) else original
     hooked = functools.partial(_hooked_forward, hook, Weak(model))
     hooked.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
@@ -95,7 +98,8 @@ def _hooked_forward(hook: InnermostHook, reference: Weak[nn.Module], *args: Any,
     model = reference()
     if model is None:
         raise ReferenceError("the model of this forward is gone; keep the model or its pipeline")
-    original = functools.partial(type(model).forward, model) if hook.original is None else hook.original
+    assert hook.method is not None
+    original = functools.partial(hook.method, model) if hook.original is None else hook.original
     return hook.run(model, original, args, kwargs) if hook.active else original(*args, **kwargs)
 
 
