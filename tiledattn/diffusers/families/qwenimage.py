@@ -21,13 +21,7 @@ class QwenImageFamily(PackedFamily):
 
     name = "Qwen-Image"
     classes = ("QwenImageTransformer2DModel",)
-    pipelines = (
-        "QwenImagePipeline",
-        "QwenImageImg2ImgPipeline",
-        "QwenImageInpaintPipeline",
-        "QwenImageEditPipeline",
-        "QwenImageEditPlusPipeline",
-    )
+    pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
     hub = "Qwen/Qwen-Image"
     required = ("timestep", "encoder_hidden_states", "img_shapes")
     repeated = ("encoder_hidden_states", "encoder_hidden_states_mask", "additional_t_cond")
