@@ -29,6 +29,7 @@ def enable_tiling(
     num_steps: int | None = None,
     size_conditioning: str = "tile",
     positions: str = "tile",
+    timestep_shift: str = "tile",
     backend: str = "auto",
     unit: str | None = None,
 ) -> Tiling:
@@ -66,6 +67,9 @@ def enable_tiling(
         positions: where a transformer's tokens are told they are: "tile" (as in training; across tiles rotary offsets
             are the canvas's all the same) or "canvas" (at their place on the canvas: positions beyond the trained
             ones, and for a model with absolute positions a canvas that its table covers).
+        timestep_shift: how many tokens decide the timestep shift of pipelines that have one (Flux, SD 3.5, Qwen-Image,
+            Z-Image, ...): "tile" (a larger canvas takes a tile's, as in training) or "canvas" (untouched). A scheduler
+            set later is followed from the second run on; the first is refused where its shift would be the canvas's.
         backend: backend of the operations, "auto" or a name from `tiledattn.backends()`.
         unit: what tile, overlap and halo are counted in: "pixel" (default; frames on a time axis) or "latent", the only
             one for a bare model: positions of the denoiser's input, which are latents, or 2x2 latents where the
@@ -101,6 +105,7 @@ def enable_tiling(
         "num_steps": num_steps,
         "size_conditioning": size_conditioning,
         "positions": positions,
+        "timestep_shift": timestep_shift,
         "backend": backend,
         "unit": unit,
     }

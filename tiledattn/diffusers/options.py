@@ -18,6 +18,7 @@ SCHEDULES = ("constant", "quadratic")
 SIZE_CONDITIONINGS = ("tile", "crop", "canvas")
 UNITS = ("pixel", "latent")
 POSITIONS = ("tile", "canvas")
+TIMESTEP_SHIFTS = ("tile", "canvas")
 
 Schedule = str | Callable[[int, int], float]
 
@@ -55,6 +56,7 @@ class Options:
     num_steps: int | None
     size_conditioning: str
     positions: str
+    timestep_shift: str
     backend: str
     norm_backend: str
     axes: tuple[AxisUnit, ...]
@@ -119,6 +121,7 @@ def make_options(
     num_steps: int | None,
     size_conditioning: str,
     positions: str,
+    timestep_shift: str,
     backend: str,
     unit: str | None,
 ) -> Options:
@@ -137,6 +140,7 @@ def make_options(
     _one_of("norm", norm, NORMS)
     _one_of("size_conditioning", size_conditioning, SIZE_CONDITIONINGS)
     _one_of("positions", positions, POSITIONS)
+    _one_of("timestep_shift", timestep_shift, TIMESTEP_SHIFTS)
     if positions == "canvas" and model.no_canvas_positions is not None:
         raise ValueError(f'positions: got "canvas"; {model.no_canvas_positions}; use "tile"')
     if positions == "canvas" and any(wraps):
@@ -161,6 +165,7 @@ def make_options(
         num_steps=num_steps,
         size_conditioning=size_conditioning,
         positions=positions,
+        timestep_shift=timestep_shift,
         backend=backend,
         norm_backend=backend if dispatch.provides(backend, "group_norm_tiles") else "auto",
         axes=axes,

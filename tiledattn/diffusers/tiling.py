@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
@@ -22,6 +23,7 @@ from .options import Options
 from .placing import PlacedPositions
 from .schedule import CountedSteps, SchedulerSteps, halo_weight
 from .sdpa import CrossTileMode, MarkedLayers
+from .shift import TileShift
 from .swapping import ProcessorSwap
 from .vae import CircularDecode
 from .view import CanvasView
@@ -59,6 +61,11 @@ class Tiling:
             axis.granularity * scale for axis, scale in zip(options.axes, options.pixels_per_axis, strict=True)
         )
         self._asked = None if pipe is None else AskedSize(pipe, multiples)
+        self._shift: TileShift | None = None
+        if pipe is not None and options.timestep_shift == "tile":
+            patches = zip(options.tile, family.patch(model), strict=True)
+            tokens = math.prod(length // patch for length, patch in patches)
+            self._shift = TileShift(pipe, family.shift, family.shift_breaks, tokens)
         self._pipe = Weak(pipe) if pipe is not None and any(options.wrap) else None
         self._vae_pixels = _vae_pixels(pipe, options.pixels)
         self._vae: Weak[Any] | None = None
@@ -96,6 +103,8 @@ class Tiling:
             self._placing.restore()
         if self._asked is not None:
             self._asked.remove()
+        if self._shift is not None:
+            self._shift.remove()
         self._pipe = None
         self._make_circular(None)
         for companion in self.companions:
@@ -136,6 +145,8 @@ class Tiling:
         self._placing.install()
         if self._asked is not None:
             self._asked.install()
+        if self._shift is not None:
+            self._shift.install()
         self._follow_vae()
         for companion in self.companions:
             companion.install()
@@ -192,6 +203,8 @@ class Tiling:
             frame.text_lengths = torch.tensor(lengths, device=canvas.device).repeat(layout.num_tiles)
         call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
         frame.behind = family.tokens_behind(call, context)
+        if self._shift is not None and not torch.compiler.is_compiling():
+            self._shift.follow(several=layout.num_tiles > 1)
         self.layout = layout
         self._current.frame = frame
         with self._modes(frame):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ...geometry import TileLayout
 from ...ops import Rotary
 from ..frame import CurrentFrame
 from ..sdpa import MarkedLayers
+from ..shift import linear_shift
 from ..swapping import ProcessorSwap
 from ..view import CanvasView
 
@@ -142,6 +144,10 @@ class Family(ABC):
     """What mixes positions and is not coupled, or other limits, for the table; may be empty."""
     step_from_scheduler: bool = True
     """Whether the pipeline changes the timestep before it reaches the model, so that only the scheduler knows it."""
+    shift_defaults: tuple[float, float, float, float] = (256, 4096, 0.5, 1.15)
+    """What the pipeline takes for base_image_seq_len, max_image_seq_len, base_shift and max_shift by default."""
+    shift_breaks: tuple[int, ...] = ()
+    """Numbers of tokens behind which `shift` is another line."""
     has_couplings: bool = False
     """Whether the model has padded convolutions or group norms over canvas positions."""
 
@@ -239,6 +245,16 @@ class Family(ABC):
             if call.get(name) is not None:
                 new[name] = context.repeat(name, call[name])
         return new
+
+    def shift(self, config: Mapping[str, Any], tokens: int, num_steps: int) -> float:
+        """The timestep shift `mu` that the pipeline gives its scheduler, linear in tokens between `shift_breaks`.
+
+        Args:
+            config: the scheduler's configuration.
+            tokens: the canvas's number of tokens.
+            num_steps: steps of the run.
+        """
+        return linear_shift(config, tokens, self.shift_defaults)
 
     def timestep_of(self, call: dict[str, Any]) -> Any:
         """The timestep among the arguments."""

@@ -70,6 +70,7 @@ class LTX2VideoFamily(Family):
     )
     processors = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
     positions = "rotary"
+    shift_defaults = (1024, 4096, 0.95, 2.05)
     no_canvas_positions = None
     notes = "Sound hears the whole canvas, whatever the halo; for its sake time is the canvas's in every tile."
     step_from_scheduler = False

@@ -26,6 +26,7 @@ class SD3Family(Family):
     processors = ("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0")
     text = "last"
     positions = "absolute"
+    shift_defaults = (256, 4096, 0.5, 1.16)
     positional = "pos_embed"
     no_canvas_positions = None
     step_from_scheduler = False
