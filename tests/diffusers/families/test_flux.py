@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    FluxControlPipeline,
     FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
     FluxKontextPipeline,
     FluxPipeline,
 )
-from tiny_diffusers import make_text_encoder, make_vae, quiet
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from tiny_diffusers import make_text_encoder, make_vae, quiet, shake
 from tiny_transformers.flux import flux, flux_call, image_ids, kontext_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -114,6 +116,35 @@ def test_one_tile_takes_any_reference_image() -> None:
         assert torch.equal(run(model, call), want)
 
 
+class ImageProjection(torch.nn.Module):
+    """Image prompts as they come."""
+
+    def forward(self, embeds: list[torch.Tensor]) -> list[torch.Tensor]:
+        return embeds
+
+
+def test_image_prompts_reach_every_tile() -> None:
+    """Without a halo each tile is the stock model's, with IP-Adapter's own attention in the double blocks."""
+    model, call = flux()(), flux_call((4, 8), 2, torch.float32)
+    for block in model.transformer_blocks:
+        block.attn.set_processor(shake(FluxIPAdapterAttnProcessor(32, 24)))
+    model.encoder_hid_proj = ImageProjection()
+    embeds = [torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(5))]
+    call["joint_attention_kwargs"] = {"ip_adapter_image_embeds": embeds}
+    halves = call["hidden_states"].unflatten(1, (4, 2, 4))
+    want = []
+    for half in range(2):
+        tile = {"hidden_states": halves[:, :, half].flatten(1, 2), "img_ids": image_ids((4, 4))}
+        want.append(run(model, {**call, **tile}).unflatten(1, (4, 4)))
+    with td.enable_tiling(model, tile=(4, 4), halo=0, unit="latent"):
+        assert error(run(model, call), torch.cat(want, 2).flatten(1, 2)) < 1e-5
+        other = {"joint_attention_kwargs": {"ip_adapter_image_embeds": [-embeds[0]]}}
+        assert error(run(model, {**call, **other}), run(model, call)) > 1e-3
+    with td.enable_tiling(model, tile=(4, 4), halo=1, unit="latent"):
+        assert run(model, call).isfinite().all()
+    assert call["joint_attention_kwargs"]["ip_adapter_image_embeds"] is embeds
+
+
 @pytest.fixture(scope="module")
 def parts(tokenizer: CLIPTokenizer) -> dict[str, Any]:
     vae = make_vae()
@@ -148,6 +179,12 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], list[int]]] = {
         FluxFillPipeline,
         {"in_channels": 16 + 16 + 64, "out_channels": 16},
         {"image": photo(), "mask_image": mask()},
+        [0, 1, 2],
+    ),
+    "control": (
+        FluxControlPipeline,
+        {"in_channels": 32, "out_channels": 16},
+        {"control_image": photo()},
         [0, 1, 2],
     ),
     "kontext": (

@@ -26,6 +26,7 @@ class FluxFamily(PackedFamily):
         "FluxImg2ImgPipeline",
         "FluxInpaintPipeline",
         "FluxFillPipeline",
+        "FluxControlPipeline",
         "FluxKontextPipeline",
     )
     hub = "black-forest-labs/FLUX.1-dev"
@@ -34,9 +35,24 @@ class FluxFamily(PackedFamily):
     passed: tuple[str, ...] = ("guidance", "joint_attention_kwargs", "controlnet_blocks_repeat", "return_dict")
     refused = _REFUSED
     attention = r"(single_)?transformer_blocks\.\d+\.attn"
-    processors: tuple[str, ...] = ("FluxAttnProcessor",)
+    processors: tuple[str, ...] = ("FluxAttnProcessor", "FluxIPAdapterAttnProcessor")
     kwargs = "joint_attention_kwargs"
+    image_prompts: str | None = "ip_adapter_image_embeds"
+    """The attention argument with a row of IP-Adapter's image prompts per row of the canvas batch."""
     notes = "reference images must be as large as the canvas; text sees its own tile only"
+
+    def check_call(self, call: dict[str, Any]) -> None:
+        """Image prompts of IP-Adapter are known besides."""
+        others = {name: value for name, value in (call.get(self.kwargs) or {}).items() if name != self.image_prompts}
+        super().check_call({**call, self.kwargs: others})
+
+    def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
+        """Every tile gets the image prompts."""
+        new = super().tile_call(call, tiles, context, model)
+        name, kwargs = self.image_prompts, call.get(self.kwargs) or {}
+        if name is not None and name in kwargs:
+            new[self.kwargs] = {**kwargs, name: context.repeat(name, kwargs[name])}
+        return new
 
     def grids(self, call: dict[str, Any]) -> list[Grid]:
         """Out of `img_ids`."""

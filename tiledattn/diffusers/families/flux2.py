@@ -44,6 +44,8 @@ class Flux2Family(FluxFamily):
         slope = (many - few) / 190
         return slope * num_steps + (many - 200 * slope)
 
+    image_prompts = None
+
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
         """Text of several layers of the text encoder."""
         return {"encoder_hidden_states": pipe.encode_prompt(prompt)[0]}
