@@ -14,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
@@ -103,6 +104,30 @@ def test_the_scheduler_tells(kind: Any) -> None:
     assert steps.position(scheduler.timesteps[1:][1]) == (2, n)
     del pipe
     assert steps.position(scheduler.timesteps[0]) == (0, n)
+
+
+@pytest.mark.parametrize("change", [lambda t: t, lambda t: t / 1000, lambda t: 1 - t / 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_pipelines_that_change_the_timestep(kind: Any, dtype: torch.dtype, change: Any) -> None:
+    """The scheduler counts; both calls of a step are at its place."""
+    scheduler = kind()
+    scheduler.set_timesteps(5)
+    steps, n, sample = SchedulerSteps(Holder(scheduler), changed=True), len(scheduler.timesteps), torch.zeros(1, 1)
+    for place, t in enumerate(scheduler.timesteps):
+        seen = change(t.expand(2).to(dtype))
+        assert [steps.position(seen), steps.position(seen)] == [(place, n)] * 2
+        scheduler.step(sample, t, sample)
+
+
+def test_a_changed_timestep_of_another_scheduler_is_refused() -> None:
+    scheduler, other = FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(5)
+    other.set_timesteps(4)
+    steps = SchedulerSteps(Holder(scheduler), changed=True)
+    assert steps.position(scheduler.timesteps[0] / 1000) == (0, 5)
+    with pytest.raises(ValueError, match="timestep: .* can't be found"):
+        steps.position(other.timesteps[2] / 1000)
 
 
 def test_a_value_at_several_places_is_refused() -> None:

@@ -66,14 +66,14 @@ class SchedulerSteps:
         if isinstance(timesteps, Tensor) and timesteps.ndim == 1:
             place = _place_in_storage(timestep, timesteps)
             if place is None and self._changed:
-                place = _scheduler_count(self._scheduler)
+                place = _scheduler_count(self._scheduler, timestep, timesteps)
             elif place is None and not _is_part(timestep):
                 place = _place_by_value(timestep, timesteps)
             if place is not None:
                 return place, len(timesteps)
         raise ValueError(
             f"timestep: {timestep} can't be found, or not at one place, in the timesteps of the scheduler of the "
-            "pipeline that enable_tiling was called on, where halo_schedule and on_tiles look it up; call "
+            "pipeline that enable_tiling was called on, where halo_schedule, jitter and on_tiles look it up; call "
             "enable_tiling on the pipeline that runs, or pass num_steps= to count steps instead"
         )
 
@@ -122,14 +122,23 @@ def _place_in_storage(timestep: Any, timesteps: Tensor) -> int | None:
     return place if timesteps.stride(0) == 1 and 0 <= place < len(timesteps) else None
 
 
-def _scheduler_count(scheduler: Any) -> int | None:
-    """The step that a scheduler takes next; None where it doesn't count."""
+def _scheduler_count(scheduler: Any, timestep: Any, timesteps: Tensor) -> int | None:
+    """The step that a scheduler takes next; None where it doesn't count, or where the timestep isn't that step's.
+
+    Pipelines pass t, t / 1000 or 1 - t / 1000, rounded to the model's precision; tokens that are conditions get 0.
+    """
     if not hasattr(scheduler, "step_index"):
         return None
-    if scheduler.step_index is not None:
-        return int(scheduler.step_index)
-    begin = getattr(scheduler, "begin_index", None)
-    return 0 if begin is None else int(begin)
+    place = scheduler.step_index
+    if place is None:
+        place = getattr(scheduler, "begin_index", None)
+    place = 0 if place is None else int(place)
+    if place >= len(timesteps):
+        return None
+    own = float(timesteps[place])
+    got = float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+    near = abs(got - own) <= 5 or min(abs(got - own / 1000), abs(got - 1 + own / 1000)) <= 0.005
+    return place if near else None
 
 
 def _is_part(timestep: Any) -> bool:
