@@ -41,6 +41,9 @@ def enable_tiling(
     "all" and the other couplings as by default (for SDXL also size_conditioning "canvas") the result is the untiled
     model's, to rounding.
 
+    A pipeline that paints at the trained size nearest in shape and resizes (`use_resolution_binning` of PixArt and Sana)
+    paints the size that was asked for while it is tiled; for another pipeline that shares the model pass False there.
+
     Args:
         pipe_or_model: a diffusers pipeline whose denoiser belongs to a family of `tiledattn.diffusers.FAMILIES` (UNets
             of Stable Diffusion and SDXL, diffusion transformers for images and video), or such a denoiser on its own.
@@ -66,7 +69,8 @@ def enable_tiling(
             training), "crop" (the tile as a crop of one large picture) or "canvas" (untouched).
         positions: where a transformer's tokens are told they are: "tile" (as in training; across tiles rotary offsets
             are the canvas's all the same) or "canvas" (at their place on the canvas: positions beyond the trained
-            ones, and for a model with absolute positions a canvas that its table covers).
+            ones, and for a model with absolute positions a canvas that its table covers). A model whose text has no
+            positions (Wan) takes both for the same; one that can't place its tokens refuses "canvas".
         timestep_shift: how many tokens decide the timestep shift of pipelines that have one (Flux, SD 3.5, Qwen-Image,
             Z-Image, ...): "tile" (a larger canvas takes a tile's, as in training) or "canvas" (untouched). A scheduler
             set later is followed from the second run on; the first is refused where its shift would be the canvas's.

@@ -78,5 +78,5 @@ def test_a_larger_canvas_than_the_table_wrapped() -> None:
 
 
 def test_positions_of_the_canvas_are_refused() -> None:
-    with pytest.raises(ValueError, match="positions: .*counts an image's positions from 0"):
+    with pytest.raises(ValueError, match=r"positions: .*counts an image's positions from 0"):
         td.enable_tiling(build()(), tile=8, unit="latent", positions="canvas")

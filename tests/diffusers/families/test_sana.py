@@ -25,7 +25,7 @@ def without_attention(**options: Any) -> Any:
 
 @pytest.mark.parametrize("halo", ["all", 4, (0, 2)])
 def test_a_halo_is_refused(halo: Any) -> None:
-    with pytest.raises(ValueError, match="halo: .*linear.*blended only.*halo=0"):
+    with pytest.raises(ValueError, match=r"halo: .*linear.*blended only.*halo=0"):
         td.enable_tiling(build()(), tile=4, halo=halo, unit="latent")
 
 

@@ -115,5 +115,5 @@ def test_pictures_and_captions_must_fit() -> None:
 
 
 def test_positions_of_the_canvas_are_refused() -> None:
-    with pytest.raises(ValueError, match="positions: .*counts an image's positions from 0"):
+    with pytest.raises(ValueError, match=r"positions: .*counts an image's positions from 0"):
         td.enable_tiling(build()(), tile=(8, 16), unit="latent", positions="canvas")
