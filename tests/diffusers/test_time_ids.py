@@ -14,12 +14,13 @@ import tiledattn as ta
 import tiledattn.diffusers as td
 from tiledattn.diffusers.families.base import CallContext
 from tiledattn.diffusers.families.unet import tile_time_ids
+from tiledattn.diffusers.view import CanvasView
 
 LAYOUT = ta.TileLayout((16, 32), (16, 16))  # latents: a canvas of 64 x 128 pixels, tiles of 64 x 64
 
 
 def context(how: str, batch: int = 2) -> CallContext:
-    return CallContext(LAYOUT, batch, FACTOR, how)
+    return CallContext(CanvasView(LAYOUT), batch, (FACTOR, FACTOR), how)
 
 
 BASE = [[64, 128, 3, 5, 64, 128], [640, 1280, 0, 0, 64, 128]]
@@ -56,7 +57,7 @@ def test_one_row_serves_the_batch() -> None:
 @pytest.mark.parametrize("model", ["base", "refiner"])
 def test_one_tile_is_told_what_the_user_says(model: str, how: str) -> None:
     given = torch.tensor(BASE if model == "base" else REFINER)
-    alone = CallContext(ta.TileLayout((16, 32), (16, 32)), 2, FACTOR, how)
+    alone = CallContext(CanvasView(ta.TileLayout((16, 32), (16, 32))), 2, (FACTOR, FACTOR), how)
     assert torch.equal(tile_time_ids(given, alone), given)
 
 
@@ -65,9 +66,9 @@ def test_sizes_beyond_float16() -> None:
     wide = ta.TileLayout((128, 8320), (128, 128))
     given = torch.tensor([[1024, 66560, 0, 0, 1024, 66560]]).half()
     assert given.isinf().any()
-    tile = tile_time_ids(given, CallContext(wide, 1, 8, "tile"))
+    tile = tile_time_ids(given, CallContext(CanvasView(wide), 1, (8, 8), "tile"))
     assert tile.tolist() == [[1024, 1024, 0, 0, 1024, 1024]] * 65
-    crop = tile_time_ids(given, CallContext(wide, 1, 8, "crop"))
+    crop = tile_time_ids(given, CallContext(CanvasView(wide), 1, (8, 8), "crop"))
     assert crop[-1].tolist() == [1024, 66560, 0, 65536, 1024, 1024]
 
 

@@ -13,6 +13,7 @@ except ImportError as error:
 from .enable import disable_tiling, enable_tiling
 from .families import FAMILIES, Family
 from .processors import CrossTileAttnProcessor
+from .regions import Region
 from .tiling import Tiling
 
-__all__ = ["FAMILIES", "CrossTileAttnProcessor", "Family", "Tiling", "disable_tiling", "enable_tiling"]
+__all__ = ["FAMILIES", "CrossTileAttnProcessor", "Family", "Region", "Tiling", "disable_tiling", "enable_tiling"]

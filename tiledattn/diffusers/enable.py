@@ -9,9 +9,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from .axes import Extent
-from .families import FAMILIES, family_of
+from .families import FAMILIES, Family, family_of
 from .options import Model, Options, Schedule, make_options
-from .tiling import Tiling, tiling_of
+from .prompts import RegionPrompts
+from .refresh import Refreshed, check_refreshed_pipeline
+from .regions import Region
+from .tiling import Tiling, check_caches, tiling_of
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 
@@ -32,6 +35,9 @@ def enable_tiling(
     timestep_shift: str = "tile",
     backend: str = "auto",
     unit: str | None = None,
+    regions: Sequence[Region] | None = None,
+    jitter: int | None = None,
+    refresh: Refreshed | None = None,
 ) -> Tiling:
     """Makes a pipeline paint any size tile by tile, the tiles of one canvas influencing one another at every step.
 
@@ -78,6 +84,15 @@ def enable_tiling(
         unit: what tile, overlap and halo are counted in: "pixel" (default; frames on a time axis) or "latent", the only
             one for a bare model: positions of the denoiser's input, which are latents, or 2x2 latents where the
             pipeline packs them (Flux, Qwen-Image).
+        regions: prompts for boxes of the canvas, `Region(box, prompt, weight=1.0, feather=0)`, any number, boxes in
+            pixels whatever the unit. A tile's conditioning is the mean of the prompts, weighed by how much of it each
+            box covers; the call's own prompt fills the rest. The negative prompt holds everywhere. Needs a pipeline.
+        jitter: seed of a shift of the grid of tiles that is another one at every step, so that what is left of seams
+            never falls on the same place; None: the grid stays. Height and width are shifted, by less than a tile.
+        refresh: what to paint anew: a mask [height, width] in pixels or positions of the canvas, True or above 0 where
+            to paint, or indices of tiles. Only the tiles that it touches run, with the neighbours that they see; the
+            prediction elsewhere is 0. For inpainting pipelines that put the rest back at every step, and for loops of
+            one's own.
 
     Returns:
         The handle. `with enable_tiling(pipe, ...):` disables at the end.
@@ -112,10 +127,16 @@ def enable_tiling(
         "timestep_shift": timestep_shift,
         "backend": backend,
         "unit": unit,
+        "regions": regions,
+        "jitter": jitter,
+        "refresh": refresh,
     }
-    tilings = [_tiling(model, pipe, arguments) for model in models]
+    checked = [_options(model, pipe, arguments) for model in models]
+    options = checked[0]
+    prompts = RegionPrompts(options.regions, family_of(models[0]), pipe) if options.regions else None
+    tilings = [Tiling(m, family_of(m), o, pipe, prompts) for m, o in zip(models, checked, strict=True)]
     tiling = tilings[0]
-    tilings += [_guide_tiling(model, pipe, tiling.options) for model in guides]
+    tilings += [_guide_tiling(model, pipe, options, prompts) for model in guides]
     tiling.companions = tuple(tilings[1:])
     tiling.check_processors()
     for model in (*models, *guides):
@@ -126,10 +147,11 @@ def enable_tiling(
     return tiling
 
 
-def _tiling(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Tiling:
-    """A tiling of one model, not yet in force."""
+def _options(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Options:
+    """The checked arguments for one model."""
     family = family_of(model)
     family.check(model)
+    check_caches(model)
     facts = Model(
         axes=family.axes,
         granularity=family.granularity(model),
@@ -139,11 +161,26 @@ def _tiling(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Tiling:
         has_scheduler=pipe is not None,
         no_halo=family.no_halo,
         no_canvas_positions=family.no_canvas_positions,
+        no_regions=_no_regions(family, pipe),
     )
-    return Tiling(model, family, make_options(facts, **arguments), pipe)
+    options = make_options(facts, **arguments)
+    if options.refresh is not None and pipe is not None:
+        check_refreshed_pipeline(pipe, model)
+    return options
 
 
-def _guide_tiling(model: Any, pipe: Any, options: Options) -> Tiling:
+def _no_regions(family: Family, pipe: Any | None) -> str | None:
+    """Why there can be no region prompts, in one sentence; None where there can."""
+    if pipe is None:
+        return "a bare model has no text encoder for their prompts; call enable_tiling on the pipeline"
+    if not hasattr(pipe, "encode_prompt"):
+        return f"{type(pipe).__name__} has no encode_prompt, where they are encoded with its own prompt"
+    if type(family).encode is Family.encode:
+        return f"{family.name} models don't take region prompts yet"
+    return None
+
+
+def _guide_tiling(model: Any, pipe: Any, options: Options, prompts: RegionPrompts | None) -> Tiling:
     """A tiling of a ControlNet, with the tiles of the denoiser that it guides; not yet in force."""
     family = family_of(model)
     family.check(model)
@@ -153,7 +190,7 @@ def _guide_tiling(model: Any, pipe: Any, options: Options) -> Tiling:
                 f"{type(model).__name__}: its levels need a {axis.name} that is a multiple of {own} latents, the "
                 f"denoiser's only of {axis.granularity}; use a ControlNet with as many levels as the denoiser"
             )
-    return Tiling(model, family, options, pipe)
+    return Tiling(model, family, options, pipe, prompts)
 
 
 def disable_tiling(pipe_or_model: Any) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from .. import dispatch
 from ..geometry import WINDOWS, TileLayout
 from .axes import AxisUnit, Extent, read_halo, read_overlap, read_tile, read_wrap
+from .refresh import Refresh, Refreshed, read_refresh
+from .regions import Region, read_regions
 
 NORMS = ("tile", "neighbours", "canvas")
 SCHEDULES = ("constant", "quadratic")
@@ -35,6 +37,7 @@ class Model:
     has_scheduler: bool
     no_halo: str | None
     no_canvas_positions: str | None
+    no_regions: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,9 @@ class Options:
     timestep_shift: str
     backend: str
     norm_backend: str
+    regions: tuple[Region, ...]
+    jitter: int | None
+    refresh: Refresh | None
     axes: tuple[AxisUnit, ...]
     pixels_per_axis: tuple[int, ...]
 
@@ -124,6 +130,9 @@ def make_options(
     timestep_shift: str,
     backend: str,
     unit: str | None,
+    regions: Sequence[Region] | None,
+    jitter: int | None,
+    refresh: Refreshed | None,
 ) -> Options:
     """Checks the arguments of `enable_tiling` against a model.
 
@@ -153,6 +162,12 @@ def make_options(
         reach = (0,) * len(axes)
     _check_schedule(halo_schedule, num_steps, model)
     dispatch.check_name(backend)
+    _check_jitter(jitter)
+    refreshed = read_refresh(refresh)
+    _check_places(positions, jitter, refreshed)
+    boxes = read_regions(regions)
+    if boxes and model.no_regions is not None:
+        raise NotImplementedError(f"regions: {model.no_regions}")
     return Options(
         tile=tiles,
         overlap=overlaps,
@@ -168,6 +183,9 @@ def make_options(
         timestep_shift=timestep_shift,
         backend=backend,
         norm_backend=backend if dispatch.provides(backend, "group_norm_tiles") else "auto",
+        regions=boxes,
+        jitter=jitter,
+        refresh=refreshed,
         axes=axes,
         pixels_per_axis=model.pixels,
     )
@@ -233,6 +251,25 @@ def _check_schedule(schedule: object, num_steps: object, model: Model) -> None:
             "num_steps: a bare model has no scheduler to tell how many steps there are, which this halo_schedule "
             "needs; pass num_steps="
         )
+
+
+def _check_jitter(jitter: object) -> None:
+    if jitter is None:
+        return
+    if isinstance(jitter, bool) or not isinstance(jitter, int):
+        raise TypeError(f"jitter: got {jitter!r} ({type(jitter).__name__}); expected None, or a seed, a whole number")
+    if jitter < 0:
+        raise ValueError(f"jitter: got {jitter}; a seed must be at least 0")
+
+
+def _check_places(positions: str, jitter: int | None, refresh: Refresh | None) -> None:
+    """Raises ValueError for options that need the whole canvas, or a grid that stays, with others that move it."""
+    if positions == "canvas":
+        for name, given in (("jitter", jitter), ("refresh", refresh)):
+            if given is not None:
+                raise ValueError(f"{name}: can't be had with positions=\"canvas\", which counts from the grid's corner")
+    if jitter is not None and refresh is not None and refresh.mask is None:
+        raise ValueError("refresh: tile indices mean other places at every step with jitter; pass a mask instead")
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:

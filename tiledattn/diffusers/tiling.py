@@ -19,14 +19,16 @@ from .families import Family
 from .families.base import CallContext
 from .frame import CurrentFrame, Frame, split_tiles
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
+from .jitter import jittered
 from .options import Options
 from .placing import PlacedPositions
+from .prompts import RegionPrompts
 from .schedule import CountedSteps, SchedulerSteps, halo_weight
 from .sdpa import CrossTileMode, MarkedLayers
 from .shift import TileShift
 from .swapping import ProcessorSwap
 from .vae import CircularDecode
-from .view import CanvasView
+from .view import CanvasView, Place
 from .weak import Weak
 
 OnTiles = Callable[[Tensor, TileLayout, int], None]
@@ -46,12 +48,20 @@ class Tiling:
             ControlNets). A copy has none: `disable_tiling` of a copied pipeline finds them by the models.
     """
 
-    def __init__(self, model: nn.Module, family: Family, options: Options, pipe: Any | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        options: Options,
+        pipe: Any | None,
+        prompts: RegionPrompts | None = None,
+    ) -> None:
         self.options = options
         self.layout: TileLayout | None = None
         self.on_tiles: OnTiles | None = None
         self._family = family
         self._model = Weak(model)
+        self._parameters = family.parameters(model)
         self._current = CurrentFrame()
         self._layers: ProcessorSwap | MarkedLayers = family.layers(model, options.has_halo, self._current)
         self._placing = PlacedPositions(
@@ -67,6 +77,7 @@ class Tiling:
             tokens = math.prod(length // patch for length, patch in patches)
             self._shift = TileShift(pipe, family.shift, family.shift_breaks, tokens)
         self._pipe = Weak(pipe) if pipe is not None and any(options.wrap) else None
+        self._prompts = prompts
         self._vae_pixels = _vae_pixels(pipe, options.pixels)
         self._vae: Weak[Any] | None = None
         self._decode: CircularDecode | None = None
@@ -107,6 +118,8 @@ class Tiling:
             self._shift.remove()
         self._pipe = None
         self._make_circular(None)
+        if self._prompts is not None:
+            self._prompts.remove()
         for companion in self.companions:
             companion.disable()
 
@@ -148,6 +161,8 @@ class Tiling:
         if self._shift is not None:
             self._shift.install()
         self._follow_vae()
+        if self._prompts is not None:
+            self._prompts.install()
         for companion in self.companions:
             companion.install()
 
@@ -175,7 +190,7 @@ class Tiling:
         outer = self._current.frame
         try:
             with nullcontext() if outer is None else outer.pause():
-                return self._run_tiled(model, forward, _bind(self._family.parameters(model), args, kwargs))
+                return self._run_tiled(model, forward, _bind(self._parameters, args, kwargs))
         finally:
             self._current.frame = outer
 
@@ -186,22 +201,26 @@ class Tiling:
             raise NotImplementedError(
                 "gradient checkpointing runs layers again outside the tiling; call disable_gradient_checkpointing()"
             )
-        layout = options.layout_for(*canvas.shape[2:])
+        check_caches(model)
         self._layers.adopt()
         if not torch.compiler.is_compiling():
             self._follow_vae()
         step, weight = 0, 1.0
-        if options.halo_schedule != "constant" or self.on_tiles is not None:
+        if options.halo_schedule != "constant" or options.jitter is not None or self.on_tiles is not None:
             step, weight = self._step(family.timestep_of(call))
-        view = CanvasView(layout, options.backend)
+        view = self._view(options.layout_for(*canvas.shape[2:]), step)
+        layout = view.layout
         context = CallContext(
             view, canvas.shape[0], options.pixels_per_axis, options.size_conditioning, options.positions, call
         )
         frame = self._frame(model, context, weight)
+        tile_call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
+        if self._prompts is not None:
+            tile_call = self._prompts.apply(call, tile_call, view, context.batch, context.pixels)
+        call = tile_call
         lengths = family.text_lengths(call, context)
         if lengths is not None:
-            frame.text_lengths = torch.tensor(lengths, device=canvas.device).repeat(layout.num_tiles)
-        call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
+            frame.text_lengths = torch.tensor(lengths, device=canvas.device)
         frame.behind = family.tokens_behind(call, context)
         if self._shift is not None and not torch.compiler.is_compiling():
             self._shift.follow(several=layout.num_tiles > 1)
@@ -214,6 +233,20 @@ class Tiling:
             self.on_tiles(split_tiles(outputs[0], layout), layout, step)
         window = options.window_for(layout, canvas.device)
         return family.with_outputs(output, [view.canvas(tiles, window) for tiles in outputs], context)
+
+    def _view(self, layout: TileLayout, step: int) -> CanvasView:
+        """The canvas, cut by a layout: shifted, or a part of it, where the options say so."""
+        options, family = self.options, self._family
+        place: Place | None = None
+        granularity = tuple(axis.granularity for axis in options.axes)
+        if options.jitter is not None:
+            layout, place = jittered(layout, granularity, options.jitter, step)
+        if options.refresh is not None:
+            reach = options.halo
+            if reach != "all" and family.has_couplings and options.has_couplings:
+                reach = tuple(max(pair) for pair in zip(reach, granularity, strict=True))
+            layout, place = options.refresh.part(layout, place, options.pixels_per_axis, reach)
+        return CanvasView(layout, options.backend, place)
 
     def _frame(self, model: nn.Module, context: CallContext, weight: float) -> Frame:
         family, options, layout = self._family, self.options, context.layout
@@ -253,6 +286,15 @@ def tiling_of(model: nn.Module) -> Tiling | None:
     hook = installed_hook(model)
     tiling = None if hook is None else getattr(hook.run, "__self__", None)
     return tiling if isinstance(tiling, Tiling) else None
+
+
+def check_caches(model: nn.Module) -> None:
+    """Raises NotImplementedError for a cache that tells guidance copies apart by their place in the batch."""
+    if type(getattr(model, "_cache_config", None)).__name__ == "FasterCacheConfig":
+        raise NotImplementedError(
+            f"{type(model).__name__}: can't be tiled with FasterCache, which takes one half of the batch for the "
+            "unconditional copies, where a tiled batch has tiles; call disable_cache(), or use FirstBlockCache"
+        )
 
 
 def _vae_pixels(pipe: Any | None, position: int) -> int:

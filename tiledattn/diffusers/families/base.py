@@ -46,8 +46,23 @@ class CallContext:
 
     @property
     def layout(self) -> TileLayout:
-        """The layout, in positions of the canvas."""
+        """The layout, in positions of the canvas. It may cover a part of the canvas, or begin before it."""
         return self.view.layout
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The canvas that the forward was called with, in positions: what its arguments lie on."""
+        return self.view.size
+
+    @property
+    def origins(self) -> tuple[tuple[int, ...], ...]:
+        """Where tiles begin on that canvas; below 0 where they begin before it."""
+        return self.view.origins
+
+    @property
+    def whole(self) -> bool:
+        """Whether the only tile is the canvas."""
+        return self.view.place is None and self.layout.num_tiles == 1
 
     def cut(self, name: str, x: Tensor) -> Tensor:
         """[B, C, *size] at the canvas's or another resolution -> [T*B, C, *tile]."""
@@ -211,7 +226,7 @@ class Family(ABC):
         return 0
 
     def text_lengths(self, call: dict[str, Any], context: CallContext) -> tuple[int, ...] | None:
-        """How many text tokens stand before the canvas's, row by row of the canvas batch, where rows differ.
+        """How many text tokens stand before the canvas's, row by row [T*B] of a call for tiles, where rows differ.
 
         None where `text` tells the place in every row. Sequences are then padded behind the canvas's tokens, and a
         mask tells the padding.
@@ -285,8 +300,10 @@ class Family(ABC):
             prompt: the prompt.
 
         Returns:
-            By the names of the forward's arguments, tensors of one row [1, ...]. Where the forward takes a list of
-            rows (Z-Image), the tensor is that list's item with a row's axis in front.
+            By the names of the forward's arguments, tensors of one row [1, ...]. The first is what `encode_prompt`
+            returns first: by it the rows of the positive prompt are known. "added_cond_kwargs.text_embeds" is an
+            entry of a dictionary; what has "mask" in its name is the mask over another's tokens. Where the forward
+            takes a list of rows (Z-Image), the tensor is that list's item with a row's axis in front.
 
         Raises:
             NotImplementedError: the family has none.

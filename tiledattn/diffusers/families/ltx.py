@@ -76,12 +76,12 @@ class LTXVideoFamily(Family):
         """Packed tiles, their shape; timesteps of tokens (image to video) are cut, with "canvas" coordinates, too."""
         new = super().tile_call(call, pack(tiles), context, model)
         new.update(zip(VIDEO_SIZE, context.layout.tile, strict=True))
-        new["timestep"] = timesteps_of_tiles(call["timestep"], context, context.layout.size)
+        new["timestep"] = timesteps_of_tiles(call["timestep"], context, context.size)
         if context.positions == "canvas":
             coords = call.get("video_coords")
             if coords is None:
                 coords = self._coordinates(call, model, context)
-            cut = context.cut_tokens("video_coords", coords.transpose(1, 2), context.layout.size)
+            cut = context.cut_tokens("video_coords", coords.transpose(1, 2), context.size)
             new["video_coords"] = cut.transpose(1, 2)
         return new
 
@@ -109,7 +109,7 @@ class LTXVideoFamily(Family):
         device = call[self.canvas].device
         axes = [
             torch.arange(length, dtype=torch.float32, device=device) * unit
-            for length, unit in zip(context.layout.size, units, strict=True)
+            for length, unit in zip(context.size, units, strict=True)
         ]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
         return grid.expand(context.batch, *grid.shape)

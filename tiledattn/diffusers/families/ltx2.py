@@ -115,7 +115,7 @@ class LTX2VideoFamily(Family):
         Raises:
             NotImplementedError: a video that is periodic in time.
         """
-        size = context.layout.size
+        size = context.size
         if context.layout.wrap[0]:
             raise NotImplementedError("wrap: a video with sound can't be periodic in time; pass False for frames")
         new = super().tile_call(call, pack(tiles), context, model)
@@ -146,12 +146,12 @@ class LTX2VideoFamily(Family):
         if coords is None:
             device = call[self.canvas].device
             fps = {} if call.get("fps") is None else {"fps": call["fps"]}
-            coords = model.rope.prepare_video_coords(context.batch, *layout.size, device, **fps)
+            coords = model.rope.prepare_video_coords(context.batch, *context.size, device, **fps)
         by_token = coords.transpose(1, 2)  # [B, tokens, 3, ...]
-        cut = context.cut_tokens("video_coords", by_token, layout.size)
+        cut = context.cut_tokens("video_coords", by_token, context.size)
         if context.positions == "tile":
             frames, height, width = layout.tile
-            first = torch.unflatten(by_token, 1, layout.size)[:, :frames, :height, :width].flatten(1, 3)
+            first = torch.unflatten(by_token, 1, context.size)[:, :frames, :height, :width].flatten(1, 3)
             local = context.repeat("video_coords", first)
             cut = torch.cat([cut[:, :, :1], local[:, :, 1:]], 2)
         return cut.transpose(1, 2)

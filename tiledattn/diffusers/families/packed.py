@@ -71,15 +71,15 @@ class PackedFamily(Family):
         """Tokens of tiles, each with its crop of the reference images behind."""
         new = super().tile_call(call, tiles, context, model)
         grids, layout = self.grids(call), context.layout
-        strange = [grid for grid in grids[1:] if grid != layout.size]
-        if strange and layout.num_tiles > 1:
+        strange = [grid for grid in grids[1:] if grid != context.size]
+        if strange and not context.whole:
             raise NotImplementedError(
                 f"{self.canvas}: a reference image of {strange[0]} tokens can't be cut into tiles of a canvas of "
-                f"{layout.size}; make it as large as the canvas, or the tile as large as the canvas"
+                f"{context.size}; make it as large as the canvas, or the tile as large as the canvas"
             )
         places = [slice(end - h * w, end) for (h, w), end in zip(grids, _ends(grids), strict=True)]
         images = [call[self.canvas][:, place] for place in places[1:]]
-        if layout.num_tiles > 1:
+        if not context.whole:
             images = [
                 context.cut_tokens(self.canvas, image, grid) for image, grid in zip(images, grids[1:], strict=True)
             ]
@@ -105,14 +105,14 @@ class PackedFamily(Family):
     def outputs_of(self, output: Any, context: CallContext) -> list[Tensor]:
         """The prediction, and what the model says of the reference images where they were cut."""
         tokens, layout = super().prediction_of(output, context), context.layout
-        parts = torch.split(tokens, layout.tile_positions, 1) if layout.num_tiles > 1 else (tokens,)
+        parts = torch.split(tokens, layout.tile_positions, 1) if not context.whole else (tokens,)
         tile = (layout.tile[0], layout.tile[1])
         return [unpack(part[:, : layout.tile_positions], tile) for part in parts]
 
     def with_outputs(self, output: Any, outputs: list[Tensor], context: CallContext) -> Any:
         """The model's output with tokens of the canvas and of reference images."""
         tokens = [pack(x) for x in outputs]
-        if context.layout.num_tiles == 1:
+        if context.whole:
             tokens.append(super().prediction_of(output, context)[:, context.layout.tile_positions :])
         return super().with_prediction(output, torch.cat(tokens, 1), context)
 

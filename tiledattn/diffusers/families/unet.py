@@ -143,6 +143,14 @@ class UNetFamily(Family):
                 new[name] = context.cut_all(name, call[name])
         return new
 
+    def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
+        """CLIP's text; for SDXL of both encoders, with the pooled one."""
+        options = {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        outputs = pipe.encode_prompt(prompt, **options)
+        if len(outputs) == 2:
+            return {"encoder_hidden_states": outputs[0]}
+        return {"encoder_hidden_states": outputs[0], "added_cond_kwargs.text_embeds": outputs[2]}
+
 
 def check_blocks(model: Any, kinds: tuple[str, ...]) -> None:
     """Raises ValueError for block types, of the given entries of the configuration, that can't be coupled."""
@@ -213,7 +221,7 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
     if time_ids.ndim != 2 or time_ids.shape[0] not in (1, context.batch):
         raise ValueError(f"time_ids: got shape {tuple(time_ids.shape)}; expected [{context.batch}, 6] (refiner: 5)")
     rows = time_ids.expand(context.batch, -1).repeat(tiles, 1)
-    if context.size_conditioning == "canvas" or tiles == 1:
+    if context.size_conditioning == "canvas" or context.whole:
         return rows
     if rows.shape[1] not in (5, 6):
         raise ValueError(
@@ -221,7 +229,7 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
             "or 5 for the refiner; use size_conditioning='canvas'"
         )
     wide = torch.promote_types(rows.dtype, torch.float32) if rows.is_floating_point() else rows.dtype
-    canvas = _row(rows, _pixels(layout.size, context), wide)
+    canvas = _row(rows, _pixels(context.size, context), wide)
     tile = _row(rows, _pixels(layout.tile, context), wide)
     given, rows = rows, rows.to(wide)
     original, crop, rest = rows[:, :2], rows[:, 2:4], rows[:, 4:]
@@ -231,7 +239,7 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
         if rows.shape[1] == 6:
             rest = torch.where((given[:, 4:] == rounded).all(1, keepdim=True), tile, rest)
     else:
-        origins = [_pixels(origin, context) for origin in layout.origins]
+        origins = [_pixels(tuple(max(0, at) for at in origin), context) for origin in context.origins]
         original = canvas.expand_as(original)
         moved = torch.tensor(origins, dtype=wide, device=rows.device)  # [T, 2]
         crop = crop + moved.repeat_interleave(context.batch, 0)

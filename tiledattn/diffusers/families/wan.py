@@ -50,7 +50,7 @@ class WanFamily(Family):
         new = super().tile_call(call, tiles, context, model)
         timestep = call["timestep"]
         if timestep.ndim == 2:
-            grid = tuple(n // p for n, p in zip(context.layout.size, self.patch(model), strict=True))
+            grid = tuple(n // p for n, p in zip(context.size, self.patch(model), strict=True))
             new["timestep"] = context.cut_tokens("timestep", timestep, grid)
         elif timestep.ndim:
             new["timestep"] = context.repeat("timestep", timestep)
