@@ -47,7 +47,7 @@ def enable_tiling(
     "all" and the other couplings as by default (for SDXL also size_conditioning "canvas") the result is the untiled
     model's, to rounding.
 
-    A pipeline that paints at the trained size nearest in shape and resizes (`use_resolution_binning` of PixArt and Sana)
+    A pipeline that paints at the trained size nearest in shape and resizes (`use_resolution_binning` of PixArt, Sana)
     paints the size that was asked for while it is tiled; for another pipeline that shares the model pass False there.
 
     Args:
