@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops import Rotary
-from .base import CallContext, axial_frequencies
+from .base import CallContext
 from .packed import Grid, PackedFamily, grids_of_ids, ids_of_grid
 
 _REFUSED = dict.fromkeys(
@@ -66,11 +65,6 @@ class FluxFamily(PackedFamily):
             out.append(ids_of_grid(ids[start], grid))
             start += whole[0] * whole[1]
         return {"img_ids": torch.cat(out)}
-
-    def rotary(self, model: Any, context: CallContext) -> Rotary | None:
-        """Pairs of neighbouring channels; row and column turn a share of them each."""
-        rope = model.pos_embed
-        return Rotary(axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:3], interleaved=True)
 
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
         """Text of T5, and CLIP's pooled one."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import CallContext, Family
+from ...ops import Rotary
+from .base import CallContext, Family, axial_frequencies
 
 Grid = tuple[int, int]
 
@@ -45,6 +46,13 @@ class PackedFamily(Family):
     @abstractmethod
     def place(self, call: dict[str, Any], grids: list[Grid], context: CallContext) -> dict[str, Any]:
         """The arguments that say where the tokens of a tile and its reference images are."""
+
+    def rotary(self, model: Any, context: CallContext) -> Rotary | None:
+        """Pairs of neighbouring channels; image, row and column turn a share of them each."""
+        rope, device = model.pos_embed, context.call[self.canvas].device
+        table = axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:3]
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return Rotary(table.to(device, dtype), interleaved=True)
 
     def check_call(self, call: dict[str, Any]) -> None:
         """Raises for arguments that can't be tiled, and for attention arguments that aren't known."""

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...ops import Rotary
-from .base import CallContext, axial_frequencies
+from .base import CallContext
 from .packed import Grid, PackedFamily
 
 _REFUSED = {"controlnet_block_samples": "ControlNet residuals lie on the canvas"}
@@ -54,11 +53,6 @@ class QwenImageFamily(PackedFamily):
         """`img_shapes` of a tile and its crops, as many rows as there are sequences."""
         shapes = [(1, height, width) for height, width in grids]
         return {"img_shapes": [list(shapes) for _ in range(context.layout.num_tiles * context.batch)]}
-
-    def rotary(self, model: Any, context: CallContext) -> Rotary | None:
-        """Pairs of neighbouring channels; row and column turn a share of them each."""
-        rope = model.pos_embed
-        return Rotary(axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:], interleaved=True)
 
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
         """Text, and which of it is no padding."""
