@@ -41,6 +41,8 @@ class Frame:
         layer: the self-attention layer under way that has not attended yet.
         text_lengths: how many text tokens stand before the canvas's in each row [T*B], int64, where rows differ.
         rows: collects the rows of a layer whose processor attends to them one at a time.
+        size: the canvas that a transformer is called with, in the layout's unit; the layout may cover a part of it.
+        origins: where tiles begin on that canvas.
 
     With tokens also `tile_tokens`, the number of canvas tokens of a tile; `crosses`, whether attention crosses
     borders; `places` and `weight`, layout with halo and the halo's weight as tensors.
@@ -59,6 +61,8 @@ class Frame:
     layer: Layer | None = None
     text_lengths: Tensor | None = None
     rows: RowByRow | None = None
+    size: tuple[int, ...] = ()
+    origins: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """What compiled layers read: numbers that stay the same from step to step, and tensors for the others."""

@@ -261,7 +261,16 @@ class Tiling:
         tokens = context.view.level("tokens", tuple(n // p for n, p in zip(layout.size, patch, strict=True)))
         rotary = family.rotary(model, context)
         return Frame(
-            layout, options.halo, weight, options.backend, norm_backend, tokens=tokens, rotary=rotary, text=family.text
+            layout,
+            options.halo,
+            weight,
+            options.backend,
+            norm_backend,
+            tokens=tokens,
+            rotary=rotary,
+            text=family.text,
+            size=context.size,
+            origins=context.origins,
         )
 
     def _modes(self, frame: Frame) -> ExitStack:

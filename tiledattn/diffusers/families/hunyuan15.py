@@ -33,7 +33,7 @@ class HunyuanVideo15Family(Family):
     processors = ("HunyuanVideo15AttnProcessor2_0",)
     text = "last"
     positions = "rotary"
-    no_canvas_positions = None
+    no_canvas_positions = "text would stand as far from a tile as from the canvas's corner, farther than in training"
     notes = "Text that has seen its tile differs from tile to tile."
 
     def patch(self, model: Any) -> tuple[int, ...]:

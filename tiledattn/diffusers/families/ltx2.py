@@ -113,9 +113,12 @@ class LTX2VideoFamily(Family):
         """Packed tiles, their shape and coordinates; timesteps and marks of tokens are cut, all else is repeated.
 
         Raises:
-            NotImplementedError: a video that is periodic in time.
+            NotImplementedError: a video that is periodic in time, or a part of the canvas.
         """
         size = context.size
+        covered = zip(context.layout.size, context.origins[0], size, context.layout.wrap, strict=True)
+        if any(length < full if wrap else begin > 0 or begin + length < full for length, begin, full, wrap in covered):
+            raise NotImplementedError("refresh: sound hears the whole canvas and can't be made of a part of it")
         if context.layout.wrap[0]:
             raise NotImplementedError("wrap: a video with sound can't be periodic in time; pass False for frames")
         new = super().tile_call(call, pack(tiles), context, model)
@@ -166,10 +169,8 @@ class _HearsCanvas(FamilyHook):
         """Rows [T*B, ...] of sound and tiles of video -> rows [B, ...] of sound and of the canvas."""
         assert frame.tokens is not None
         tiles, (sound,) = frame.tokens.num_tiles, args
-        if tiles == 1:
-            return args, kwargs
         batch = sound.shape[0] // tiles
-        index = _owners(frame.tokens).to(sound.device)
+        index = _owners(frame.tokens, frame.origins[0], frame.size).to(sound.device)
 
         def gather(x: Tensor) -> Tensor:
             """[T*B, (H,) tokens of a tile, C] -> [B, (H,) tokens of the canvas, C]."""
@@ -200,17 +201,20 @@ class _Perturbed(FamilyHook):
 
 
 @lru_cache(maxsize=32)
-def _owners(layout: TileLayout) -> Tensor:
-    """For each canvas position, row-major, the index among [T * tokens of a tile] of the token that stands for it.
+def _owners(layout: TileLayout, begin: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """For each canvas position the index among [T * tokens of a tile] of the token that stands for it, once each.
 
-    It is that of the tile in which the position lies deepest on each axis; ties go to the lower index.
+    It is that of the tile in which the position lies deepest on each axis; ties go to the lower index. `begin` is where
+    the layout begins on the canvas of `size`; what it covers outside the canvas is left out.
     """
     tiles, places = [], []
-    for axis, origins in zip(layout.axes, layout.axis_origins, strict=True):
-        tile = torch.from_numpy(axis_owners(axis).copy())
-        origin = torch.tensor(origins)[tile]
+    for axis, origins, start, length in zip(layout.axes, layout.axis_origins, begin, size, strict=True):
+        position = torch.arange(axis.length)
+        if not axis.wrap:
+            position = position[(position + start >= 0) & (position + start < length)]
+        tile = torch.from_numpy(axis_owners(axis).copy())[position]
         tiles.append(tile)
-        places.append((torch.arange(axis.length) - origin) % axis.length)
+        places.append((position - torch.tensor(origins)[tile]) % axis.length)
 
     def ravel(indices: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
         frames, height, width = indices

@@ -123,5 +123,5 @@ class HookedLayers(MarkedLayers):
 
 def rows_of_first_frames(frame: Frame, rows: int, device: torch.device) -> Tensor:
     """Which of the rows [T*B] belong to tiles that begin with the canvas's first frame, bool."""
-    first = torch.tensor([origin[0] == 0 for origin in frame.layout.origins], device=device)
+    first = torch.tensor([origin[0] == 0 for origin in frame.origins], device=device)
     return first.repeat_interleave(rows // frame.layout.num_tiles)
