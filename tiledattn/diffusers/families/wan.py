@@ -55,3 +55,8 @@ class WanFamily(Family):
         elif timestep.ndim:
             new["timestep"] = context.repeat("timestep", timestep)
         return new
+
+    def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
+        """UMT5's features of a prompt."""
+        text, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
+        return {"encoder_hidden_states": text}
