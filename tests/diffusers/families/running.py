@@ -45,12 +45,12 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max() / want.abs().max())
 
 
-def check_pipeline(pipe: Any, steps: list[int], **call: Any) -> None:
+def check_pipeline(pipe: Any, steps: list[int], halo: int = 8, **call: Any) -> None:
     """A canvas of 2x2 tiles to the picture, with the schedule's steps; one tile is the stock pipeline."""
     want = paint(pipe, 2 * TILE, **call)
     with td.enable_tiling(pipe, tile=2 * TILE):
         assert error(paint(pipe, 2 * TILE, **call), want) < 1e-5
-    with td.enable_tiling(pipe, tile=TILE, halo=8, halo_schedule="quadratic") as tiling:
+    with td.enable_tiling(pipe, tile=TILE, halo=halo, halo_schedule="quadratic") as tiling:
         seen: list[int] = []
         tiling.on_tiles = lambda tiles, layout, step: seen.append(step)
         latents = paint(pipe, 2 * TILE, **call)
