@@ -49,7 +49,7 @@ def swap_rows(value: Any) -> Any:
 
 
 def test_every_family_has_a_case() -> None:
-    covered = {case.family for case in CASES} | {"UNetFamily", "ControlNetFamily"}
+    covered = {case.family for case in CASES} | {"UNetFamily", "ControlNetFamily", "FluxControlNetFamily"}
     assert {type(family).__name__ for family in FAMILIES} <= covered
 
 

@@ -109,7 +109,12 @@ class TileShift:
         if pipe is None or scheduler is self._followed():
             return
         self._move(scheduler)
-        if several and self._steps is not None and scheduler.config.get("use_dynamic_shifting"):
+        if (
+            several
+            and scheduler is not None
+            and self._steps is not None
+            and scheduler.config.get("use_dynamic_shifting")
+        ):
             raise RuntimeError(
                 f'timestep_shift: "tile" came too late for the {type(scheduler).__name__} that {type(pipe).__name__} '
                 "got after enable_tiling: its steps are shifted for the whole canvas; run the pipeline again, which "

@@ -251,18 +251,19 @@ class Tiling:
     def _frame(self, model: nn.Module, context: CallContext, weight: float) -> Frame:
         family, options, layout = self._family, self.options, context.layout
         norm_backend = options.norm_backend
+        finest, halo = family.finest(model), options.halo
+        if finest > 1:
+            layout = context.view.level("pixels", tuple(finest * length for length in layout.size))
+            halo = "all" if halo == "all" else tuple(finest * reach for reach in halo)
         if not isinstance(self._layers, MarkedLayers):
-            finest, halo = family.finest(model), options.halo
-            if finest > 1:
-                layout = context.view.level("pixels", tuple(finest * length for length in layout.size))
-                halo = "all" if halo == "all" else tuple(finest * reach for reach in halo)
             return Frame(layout, halo, weight, options.backend, norm_backend)
         patch = family.patch(model)
-        tokens = context.view.level("tokens", tuple(n // p for n, p in zip(layout.size, patch, strict=True)))
+        sizes = zip(context.layout.size, patch, strict=True)
+        tokens = context.view.level("tokens", tuple(n // p for n, p in sizes))
         rotary = family.rotary(model, context)
         return Frame(
             layout,
-            options.halo,
+            halo,
             weight,
             options.backend,
             norm_backend,

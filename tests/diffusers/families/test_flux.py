@@ -89,7 +89,6 @@ def test_what_is_refused() -> None:
     small = torch.cat([ids, image_ids((3, 8), 1)])
     with td.enable_tiling(model, tile=(3, 4), unit="latent"):
         for bad, told in (
-            ({"controlnet_block_samples": [torch.zeros(1, 48, 32)]}, "ControlNet"),
             ({"joint_attention_kwargs": {"ip_adapter_masks": torch.zeros(1)}}, "ip_adapter_masks"),
             ({"img_ids": small, "hidden_states": torch.zeros(1, 72, 16)}, r"\(3, 8\)"),
         ):

@@ -9,6 +9,7 @@ from .cogvideox import CogVideoXFamily
 from .controlnet import ControlNetFamily
 from .flux import FluxFamily
 from .flux2 import Flux2Family
+from .flux_controlnet import FluxControlNetFamily
 from .hunyuan import HunyuanVideoFamily
 from .hunyuan15 import HunyuanVideo15Family
 from .ltx import LTXVideoFamily
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     SD3Family(),
     ZImageFamily(),
     FluxFamily(),
+    FluxControlNetFamily(),
     Flux2Family(),
     QwenImageFamily(),
     CogVideoXFamily(),

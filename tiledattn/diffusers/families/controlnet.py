@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .base import CallContext, Family
@@ -109,7 +110,7 @@ class ControlNetFamily(UNetFamily):
         if not outputs:
             down, middle = _parts(output)
             tiles = context.layout.num_tiles
-            outputs = [x.unflatten(0, (tiles, -1)).mean(0) for x in (*down, middle)]
+            outputs = [torch.unflatten(x, 0, (tiles, -1)).mean(0) for x in (*down, middle)]
         if isinstance(output, tuple):
             return (outputs[:-1], outputs[-1], *output[2:])
         return type(output)(down_block_res_samples=outputs[:-1], mid_block_res_sample=outputs[-1])

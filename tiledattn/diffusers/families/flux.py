@@ -10,9 +10,7 @@ from torch import Tensor
 from .base import CallContext
 from .packed import Grid, PackedFamily, grids_of_ids, ids_of_grid
 
-_REFUSED = dict.fromkeys(
-    ("controlnet_block_samples", "controlnet_single_block_samples"), "ControlNet residuals lie on the canvas"
-)
+_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
 
 
 class FluxFamily(PackedFamily):
@@ -31,8 +29,13 @@ class FluxFamily(PackedFamily):
     hub = "black-forest-labs/FLUX.1-dev"
     required: tuple[str, ...] = ("timestep", "encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids")
     repeated: tuple[str, ...] = ("encoder_hidden_states", "pooled_projections")
-    passed: tuple[str, ...] = ("guidance", "joint_attention_kwargs", "controlnet_blocks_repeat", "return_dict")
-    refused = _REFUSED
+    passed: tuple[str, ...] = (
+        *_RESIDUALS,
+        "guidance",
+        "joint_attention_kwargs",
+        "controlnet_blocks_repeat",
+        "return_dict",
+    )
     attention = r"(single_)?transformer_blocks\.\d+\.attn"
     processors: tuple[str, ...] = ("FluxAttnProcessor", "FluxIPAdapterAttnProcessor")
     kwargs = "joint_attention_kwargs"
@@ -46,8 +49,12 @@ class FluxFamily(PackedFamily):
         super().check_call({**call, self.kwargs: others})
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
-        """Every tile gets the image prompts."""
+        """Every tile gets the image prompts; residuals of a ControlNet are cut like the canvas."""
         new = super().tile_call(call, tiles, context, model)
+        for residuals in _RESIDUALS:
+            if call.get(residuals) is not None:
+                grid = self.grids(call)[0]
+                new[residuals] = [context.cut_tokens(residuals, x, grid) for x in call[residuals]]
         name, kwargs = self.image_prompts, call.get(self.kwargs) or {}
         if name is not None and name in kwargs:
             new[self.kwargs] = {**kwargs, name: context.repeat(name, kwargs[name])}

@@ -47,8 +47,8 @@ class UNetFamily(Family):
     """`UNet2DConditionModel` with the blocks of SD 1.x, 2.x and SDXL."""
 
     name = "Stable Diffusion 1.x, 2.x, SDXL"
-    classes = ("UNet2DConditionModel",)
-    pipelines = (
+    classes: tuple[str, ...] = ("UNet2DConditionModel",)
+    pipelines: tuple[str, ...] = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
