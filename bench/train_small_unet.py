@@ -57,7 +57,8 @@ def train(options: argparse.Namespace) -> None:
     bank = autoencoder.latent_bank(vae.average, pictures)
     torch.manual_seed(options.seed + 2)
     scaling = vae.average.config.scaling_factor
-    decoder = stages.train_decoder(options, vae.average, sharpening.Decoder(vae.average), scaling, pictures)
+    decoder = stages.train_decoder(options, "decoder", sharpening.Decoder(vae.average), vae.average, scaling, pictures)
+    decoder.average.install(vae.average)
     torch.manual_seed(options.seed + 1)
     train_denoiser(options, vae, decoder, bank)
 

@@ -23,8 +23,8 @@ pipeline_tag: text-to-image
 # textures_dit
 
 A very small text-conditioned latent diffusion transformer in the classes of Wan: {parameters} parameters, half
-precision, {megabytes} MB, native size 64x64 pixels (16x16 latents of 4 channels, each a token), one frame. It
-paints brick, grass, gravel and stars. It exists so that tiling can be shown, tested and measured on a real
+precision, {megabytes} MB, native size 64x64 pixels (16x16 latents of 4 channels, each a token), one frame. It paints
+brick, grass, gravel and stars. It exists so that tiling can be shown, tested and measured on a real
 `diffusers.WanPipeline` without a download; it has no other use.
 
 ```python
@@ -32,7 +32,7 @@ import torch
 from diffusers import WanPipeline
 
 pipe = WanPipeline.from_pretrained("tiledattn/models/textures_dit", dtype=torch.float32)
-pipe("a photo of a brick wall", height=64, width=64, num_frames=1, num_inference_steps=20, guidance_scale=1.5).frames[0]
+pipe("gravel", height=64, width=64, num_frames=1, num_inference_steps=12, guidance_scale=1.0).frames[0]
 ```
 
 {note}
@@ -42,11 +42,11 @@ Prompts it knows (another word falls apart into letters it has never seen):
 
 ## Build
 
-Tokens cross to each other by attention alone: the patch embedding takes one latent, and there is no
-convolution. Positions are rotary, relative ones that is; texts come in by cross-attention. The prompts'
-padding counts as the pipeline has it, at any `max_sequence_length` from 16 to 512; a short one is faster.
-The autoencoder is Wan's with its one block of attention made inert, so that a picture does not depend on the
-canvas it lies in, and with causal convolutions whose slices for earlier frames are zero.
+Tokens meet by attention alone: the patch embedding takes one latent, and there is no convolution. Positions are
+rotary; texts come in by cross-attention. Wan attends to the prompts' padding too: the model was trained to expect
+as much of it as any `max_sequence_length` from 16 to 512 brings; a short one is faster. The autoencoder has Wan's
+one block of attention made inert, so that a picture does not depend on the canvas it lies in, and causal
+convolutions whose slices for earlier frames are zero. It was never shown more than one frame.
 
 ## Data
 
@@ -54,18 +54,20 @@ canvas it lies in, and with causal convolutions whose slices for earlier frames 
 
 ## Training
 
-`{command}`, seed {seed}, one CPU thread, bfloat16 autocast. The run's versions: torch {torch}, diffusers
-{diffusers}, transformers {transformers}.
+`{command}`, seed {seed}, one CPU thread, bfloat16 autocast. The run's versions: torch {torch}, diffusers {diffusers},
+transformers {transformers}.
 
 | part | parameters | steps | loss, running mean | minutes |
 |---|---|---|---|---|
-| autoencoder | {vae_parameters} | {vae_steps} | {vae_loss:.4f} (L1, gradients, spectra) | {vae_minutes} |
-| decoder, once more | | {decoder_steps} | {decoder_loss:.4f} (the same, more on spectra) | {decoder_minutes} |
+| encoder | {encoder_parameters} | {encoder_steps} | {encoder_loss:.4f} (L1 to the teacher's) | {encoder_minutes} |
+| decoder | {decoder_parameters} | {decoder_steps} | {decoder_loss:.4f} (L1, gradients, spectra) | {decoder_minutes} |
+| decoder, once more | | {grain_steps} | {grain_loss:.4f} (the same, more on spectra) | {grain_minutes} |
 | transformer, text encoder | {dit_parameters} | {dit_steps} | {dit_loss:.4f} (squared error) | {dit_minutes} |
 
-Four steps in five are at native size, the others at 16x32 or 32x16 latents. Flow matching with logit-normal
-times; the saved weights are exponential averages. Scheduler: UniPC of order 2 on the flow's own times; 20
-steps and a guidance of 1 to 2 are good values. Weights: Apache-2.0, like the package. Saved on {date}.
+The encoder's teacher is the autoencoder of `textures_unet`: the latents are that one's, which had a longer training.
+Four of the transformer's steps in five are at native size, the others at 16x32 or 32x16 latents. Flow matching with
+logit-normal times; the saved weights are exponential averages. Scheduler: UniPC of order 2 on the flow's own times;
+12 steps and a guidance of 1 to 2 are good values. Weights: Apache-2.0, like the package. Saved on {date}.
 """
 
 
@@ -94,7 +96,8 @@ def save(pipe: WanPipeline, out: Path, facts: dict[str, Any]) -> None:
             command="python bench/train_small_dit.py --out tiledattn/models/textures_dit",
             parameters=package.count(half.vae, half.transformer, half.text_encoder),
             megabytes=f"{megabytes:.1f}",
-            vae_parameters=package.count(half.vae),
+            encoder_parameters=package.count(half.vae.encoder, half.vae.quant_conv),
+            decoder_parameters=package.count(half.vae.decoder, half.vae.post_quant_conv),
             dit_parameters=package.count(half.transformer, half.text_encoder),
             **facts,
         ),
@@ -102,7 +105,7 @@ def save(pipe: WanPipeline, out: Path, facts: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def sample_sheet(pipe: WanPipeline, path: Path, guidance: float = 1.5) -> None:
+def sample_sheet(pipe: WanPipeline, path: Path, guidance: float = 1.0) -> None:
     """For each material six native samples, and below them one four times as wide, untiled."""
     pipe.set_progress_bar_config(disable=True)
     rows = []
@@ -113,7 +116,7 @@ def sample_sheet(pipe: WanPipeline, path: Path, guidance: float = 1.5) -> None:
                 height=64,
                 width=width,
                 num_frames=1,
-                num_inference_steps=20,
+                num_inference_steps=12,
                 guidance_scale=guidance,
                 num_videos_per_prompt=count,
                 max_sequence_length=16,

@@ -1,26 +1,30 @@
-"""Wan's autoencoder for single frames, 64x64 pixels to 16x16 latents of 4 channels, trained as a 2-D network."""
+"""Wan's autoencoder for single frames, 64x64 pixels to 16x16 latents of 4 channels, trained as a 2-D network.
+
+Its latents are those of the autoencoder of ``textures_unet``, which has them from a longer training.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanCausalConv3d
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import nn
 
-from training import sharpening
+from training import photos, sharpening
 
 
 def build() -> AutoencoderKLWan:
     """4x reduction in space and time, without attention, and blind to every frame but the one it is at."""
     vae = AutoencoderKLWan(
         base_dim=16,
-        decoder_base_dim=24,
+        decoder_base_dim=32,
         z_dim=4,
         dim_mult=[1, 2, 2],
         num_res_blocks=1,
@@ -98,12 +102,50 @@ class FrameDecoder(sharpening.Decoder):
             return super().forward(z.unsqueeze(2)).squeeze(2)
 
 
+class FrameEncoder(nn.Module):
+    """A copy of the half that reads."""
+
+    def __init__(self, vae: Frames) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(vae.vae.encoder)
+        self.quant_conv = copy.deepcopy(vae.vae.quant_conv)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Means and logarithms of variances, ``[N, 8, H / 4, W / 4]``."""
+        with flat_convolutions():
+            return self.quant_conv(self.encoder(x.unsqueeze(2))).squeeze(2)
+
+    def install(self, vae: Frames) -> None:
+        """Give the autoencoder this encoder."""
+        vae.vae.encoder.load_state_dict(self.encoder.state_dict())
+        vae.vae.quant_conv.load_state_dict(self.quant_conv.state_dict())
+
+
+class EncoderLoss:
+    """Difference to what another encoder says of random crops, in units of its latents' deviation."""
+
+    def __init__(self, model: FrameEncoder, teacher: AutoencoderKL, pictures: list[list[torch.Tensor]]) -> None:
+        self.model, self.teacher, self.pictures = model, teacher, pictures
+
+    def __call__(self, step: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw the batch of one step and return its loss."""
+        x = torch.stack([photos.crop(self.pictures[i % len(self.pictures)], 64, 64, generator) for i in range(16)])
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                wanted = self.teacher.encode(x).latent_dist
+            mean, spread = self.model(x).float().chunk(2, 1)
+        scaling = self.teacher.config.scaling_factor
+        return scaling * F.l1_loss(mean, wanted.mean.float()) + 0.05 * F.l1_loss(spread, wanted.logvar.float())
+
+
 @torch.no_grad()
-def latent_bank(model: Frames, pictures: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
-    """Whole pictures encoded once, each channel shifted and scaled to 0 and 1, which the config then tells."""
-    bank = [[model.encode(p[None]).latent_dist.mean[0] for p in per_material] for per_material in pictures]
+def latent_bank(
+    vae: AutoencoderKLWan, teacher: AutoencoderKL, pictures: list[list[torch.Tensor]]
+) -> list[list[torch.Tensor]]:
+    """Whole pictures encoded once, each channel shifted and scaled to 0 and 1, which ``vae``'s config then tells."""
+    bank = [[teacher.encode(p[None]).latent_dist.mean[0] for p in per_material] for per_material in pictures]
     values = torch.cat([z.flatten(1) for per_material in bank for z in per_material], 1)
     mean, std = ([round(float(n), 5) for n in row] for row in (values.mean(1), values.std(1)))
-    model.vae.register_to_config(latents_mean=mean, latents_std=std)
+    vae.register_to_config(latents_mean=mean, latents_std=std)
     shift, scale = (torch.tensor(row).view(-1, 1, 1) for row in (mean, std))
     return [[(z - shift) / scale for z in per_material] for per_material in bank]

@@ -45,8 +45,10 @@ def _grain(x: torch.Tensor) -> torch.Tensor:
 class StepLoss:
     """The autoencoder's loss with more weight on grain."""
 
-    def __init__(self, model: Decoder, vae: Any, scaling: float, pictures: list[list[torch.Tensor]]) -> None:
-        self.model, self.vae, self.pictures = model, vae, pictures
+    def __init__(
+        self, model: Decoder, vae: Any, scaling: float, pictures: list[list[torch.Tensor]], grain: float = _GRAIN
+    ) -> None:
+        self.model, self.vae, self.pictures, self.grain = model, vae, pictures, grain
         self.noise = _LATENT_NOISE / scaling
 
     def __call__(self, step: int, generator: torch.Generator) -> torch.Tensor:
@@ -59,4 +61,5 @@ class StepLoss:
             with torch.no_grad():
                 z = self.vae.encode(x).latent_dist.mean.float()
             y = self.model(z + self.noise * torch.randn(z.shape, generator=generator)).float()
-        return autoencoder.reconstruction_loss(y, x) + _GRAIN * F.l1_loss(_grain(y), _grain(x))
+        loss = autoencoder.reconstruction_loss(y, x)
+        return loss + self.grain * F.l1_loss(_grain(y), _grain(x)) if self.grain else loss

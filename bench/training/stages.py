@@ -1,8 +1,9 @@
-"""The stages before the denoiser, the same for either autoencoder."""
+"""The stages before the denoiser that the two scripts share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from torch import nn
 from training import autoencoder, loop, photos, sharpening, sheets
 
 
-def draw_reconstructions(vae: nn.Module, pictures: list[list[torch.Tensor]], path: Path) -> None:
-    """Crops above and their reconstructions below."""
+def draw_reconstructions(
+    reconstruct: Callable[[torch.Tensor], torch.Tensor], pictures: list[list[torch.Tensor]], path: Path
+) -> None:
+    """Crops above and their reconstructions below, beside a checkpoint."""
     draw = torch.Generator().manual_seed(1)
     x = torch.stack([photos.crop(pictures[i % len(pictures)], 64, 64, draw) for i in range(12)])
     with torch.no_grad():
-        y = vae(x).sample
-    sheets.tile_up([list(x), list(y)], path)
+        y = reconstruct(x)
+    sheets.tile_up([list(x), list(y)], path.with_suffix(".png"))
 
 
 def train_autoencoder(options: argparse.Namespace, model: nn.Module, pictures: list[list[torch.Tensor]]) -> loop.Loop:
@@ -28,7 +31,7 @@ def train_autoencoder(options: argparse.Namespace, model: nn.Module, pictures: l
     )
 
     def report() -> None:
-        draw_reconstructions(stage.average, pictures, options.work / "vae.png")
+        draw_reconstructions(lambda x: stage.average(x).sample, pictures, stage.path)
 
     stage.run(autoencoder.StepLoss(stage.model, pictures), min(options.every, 300), report)
     return stage
@@ -36,28 +39,29 @@ def train_autoencoder(options: argparse.Namespace, model: nn.Module, pictures: l
 
 def train_decoder(
     options: argparse.Namespace,
-    vae: Any,
+    name: str,
     decoder: sharpening.Decoder,
+    encoder: Any,
     scaling: float,
     pictures: list[list[torch.Tensor]],
+    **settings: float,
 ) -> loop.Loop:
-    """Second stage; gives ``vae`` a sharper decoder and leaves ``decoder.png``. ``scaling`` is one over a deviation."""
+    """Teaches a decoder ``encoder``'s latents, of which ``scaling`` is one over the deviation; leaves a ``.png``."""
     stage = loop.Loop(
-        "decoder",
+        name,
         decoder,
-        options.work / "decoder.pt",
-        steps=options.decoder_steps,
-        lr=1e-3,
+        options.work / f"{name}.pt",
+        steps=getattr(options, f"{name}_steps"),
+        lr=settings.pop("lr", 1e-3),
         decay=0.99,
         seed=options.seed + 2,
     )
 
     def report() -> None:
-        stage.average.install(vae)
-        draw_reconstructions(vae, pictures, options.work / "decoder.png")
+        draw_reconstructions(lambda x: stage.average(encoder.encode(x).latent_dist.mean), pictures, stage.path)
 
-    stage.run(sharpening.StepLoss(stage.model, vae, scaling, pictures), min(options.every, 250), report)
-    stage.average.install(vae)
+    loss = sharpening.StepLoss(stage.model, encoder, scaling, pictures, **settings)
+    stage.run(loss, min(options.every, 250), report)
     return stage
 
 
