@@ -25,7 +25,11 @@ def with_entry(call: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 
 
 def mix_call(
-    call: dict[str, Any], encoded: Sequence[dict[str, Tensor]], own: Sequence[bool], weights: Tensor
+    call: dict[str, Any],
+    encoded: Sequence[dict[str, Tensor]],
+    own: Sequence[bool],
+    weights: Tensor,
+    masks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A call in whose positive rows every tile has its own mix of prompts.
 
@@ -37,12 +41,13 @@ def mix_call(
         encoded: each region's conditioning [1, ...] by argument, named as in `entry`.
         own: which of the B rows are the positive prompt's.
         weights: [T, R + 1] of the regions and the call's own prompt.
+        masks: arguments that mask tokens, where neither the call nor a prompt may have one as all tokens are shown.
 
     Raises:
         ValueError: an argument that the call lacks, or prompts of different length for a model without a mask.
     """
     names = list(dict.fromkeys(name for each in encoded for name in each))
-    masks = [name for name in names if "mask" in name]
+    masks = list(dict.fromkeys([*(name for name in names if "mask" in name), *masks]))
     new = call
     for name in names:
         if name in masks:
@@ -54,7 +59,9 @@ def mix_call(
             new = with_entry(new, name, type(rows)(_mix_lists(list(rows), prompts, own, weights)))
             continue
         mask = _mask_of(name, masks, rows, encoded)
-        if mask is None:
+        shapes = {x.shape[1:] for x in (rows, *prompts)}
+        unmasked = mask is None or (entry(call, mask) is None and not any(mask in each for each in encoded))
+        if mask is None or (unmasked and len(shapes) == 1):
             _check_lengths(name, rows, prompts)
             new = with_entry(new, name, mix(rows, own, weights, torch.cat([p.to(rows.device) for p in prompts])))
         else:

@@ -136,7 +136,8 @@ class RegionPrompts:
         own = own * batch if len(own) == 1 else own
         if not any(own):
             return call
-        return mix_call(call, run.encoded, own, region_weights(self.regions, view, pixels))
+        masks = [name for name in self._family.repeated if "mask" in name]
+        return mix_call(call, run.encoded, own, region_weights(self.regions, view, pixels), masks)
 
     def _positive_rows(self, run: _Run, given: Any) -> list[bool]:
         """Which rows of a call's conditioning are the positive prompt's."""
