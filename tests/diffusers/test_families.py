@@ -11,7 +11,10 @@ from tiny_transformers import CASES, Case
 from torch import Tensor
 
 import tiledattn.diffusers as td
+from tiledattn import TileLayout
 from tiledattn.diffusers.families import FAMILIES, family_of
+from tiledattn.diffusers.families.base import CallContext
+from tiledattn.diffusers.view import CanvasView
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -90,6 +93,24 @@ def test_rows_are_told_apart(case: Case) -> None:
         swapped = run(model, swap_rows(call)).unflatten(0, (2, -1))
     assert error(first, second) > 1e-2
     assert error(swapped, torch.stack([second, first])) < 1e-5
+
+
+@EVERY
+def test_rotary_frequencies_are_where_the_canvas_is(case: Case) -> None:
+    model, call = case.build(), case.call(case.size, 1, torch.float32)
+    family = family_of(model)
+    context = CallContext(CanvasView(TileLayout(case.size, case.tile)), 1, (1,) * len(case.size), call=on_meta(call))
+    rotary = family.rotary(model, context)
+    assert rotary is None or rotary.frequencies.device.type == "meta"
+
+
+def on_meta(value: Any) -> Any:
+    """A call's tensors on the device without memory."""
+    if isinstance(value, dict):
+        return {name: on_meta(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_meta(item) for item in value)
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 @EVERY

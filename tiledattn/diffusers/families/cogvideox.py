@@ -62,7 +62,7 @@ class CogVideoXFamily(Family):
         dim = model.config.attention_head_dim
         table = axial_frequencies((dim // 4, dim // 8 * 3, dim // 8 * 3), 10000.0)
         steps = torch.tensor(self._steps(model, self._grid(model, context.layout.tile)), dtype=torch.float64)
-        return Rotary((table * steps[:, None]).to(model.device), interleaved=True)
+        return Rotary((table * steps[:, None]).to(context.call[self.canvas].device), interleaved=True)
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """[B, frames, C, height, width] -> [B, C, frames, height, width]."""

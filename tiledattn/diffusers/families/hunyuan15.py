@@ -52,7 +52,7 @@ class HunyuanVideo15Family(Family):
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; time, height and width turn a share of them each."""
         table = axial_frequencies(tuple(model.config.rope_axes_dim), model.config.rope_theta)
-        return Rotary(table.to(model.device), interleaved=True)
+        return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """All conditioning is repeated."""

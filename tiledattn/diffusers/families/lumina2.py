@@ -42,7 +42,8 @@ class Lumina2Family(Family):
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; the first axis counts the caption, height and width follow."""
         rope = model.rope_embedder
-        return Rotary(axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:], interleaved=True)
+        table = axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:]
+        return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
 
     def text_lengths(self, call: dict[str, Any], context: CallContext) -> tuple[int, ...] | None:
         """The captions' lengths, where they differ."""

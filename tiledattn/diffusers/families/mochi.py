@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...ops import Rotary
@@ -54,7 +55,7 @@ class MochiFamily(Family):
         """Pairs of neighbouring channels, turned by all axes; steps in height and width go by the tile's area."""
         _, height, width = (n // p for n, p in zip(context.layout.tile, self.patch(model), strict=True))
         step = (model.rope.target_area / (height * width)) ** 0.5
-        learned = model.pos_frequencies.detach().double()
+        learned = model.pos_frequencies.detach().to(context.call[self.canvas].device, torch.float64)
         return Rotary(learned * learned.new_tensor([1.0, step, step])[:, None, None], interleaved=True)
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...ops import Rotary
 from .base import VIDEO, CallContext, Family, axial_frequencies
+from .video import noisiest
 
 
 class WanFamily(Family):
@@ -42,8 +43,8 @@ class WanFamily(Family):
 
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; time, height and width turn a share of them each."""
-        rope = model.rope
-        return Rotary(axial_frequencies((rope.t_dim, rope.h_dim, rope.w_dim), 10000.0), interleaved=True)
+        table = axial_frequencies((model.rope.t_dim, model.rope.h_dim, model.rope.w_dim), 10000.0)
+        return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """Timesteps of tokens (Wan 2.2 5B, [B, tokens]) are cut like the canvas."""
@@ -55,6 +56,10 @@ class WanFamily(Family):
         elif timestep.ndim:
             new["timestep"] = context.repeat("timestep", timestep)
         return new
+
+    def timestep_of(self, call: dict[str, Any]) -> Any:
+        """The timestep of what isn't given."""
+        return noisiest(call["timestep"])
 
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:
         """UMT5's features of a prompt."""

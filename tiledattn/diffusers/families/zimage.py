@@ -55,7 +55,8 @@ class ZImageFamily(Family):
 
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; the first axis counts the caption, height and width follow."""
-        return Rotary(axial_frequencies(tuple(model.axes_dims), float(model.rope_theta))[1:], interleaved=True)
+        table = axial_frequencies(tuple(model.axes_dims), float(model.rope_theta))[1:]
+        return Rotary(table.to(context.call[self.canvas][0].device), interleaved=True)
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """The list of pictures [C, 1, height, width], stacked.
