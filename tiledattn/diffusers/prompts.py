@@ -83,14 +83,12 @@ class RegionPrompts:
     def _encode(self, pipe: Any, original: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Encodes what the pipeline asks for, and with its positive prompt the regions' prompts as well."""
         if self._carried is not None:
-            given = inspect.signature(original).bind(*args, **kwargs).arguments
-            return original(**{**given, **self._carried})
+            return original(**{**_arguments(pipe, args, kwargs), **self._carried})
         outputs = original(*args, **kwargs)
         parts = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         rows = [(part, _rows(part)) for part in parts if _rows(part)]
         if self._run is None or self._run.called:
-            given = inspect.signature(original).bind(*args, **kwargs).arguments
-            self._run = _Run(rows[:1], rows[1:], self._encode_regions(pipe, given))
+            self._run = _Run(rows[:1], rows[1:], self._encode_regions(pipe, _arguments(pipe, args, kwargs)))
         else:
             self._run.others += rows
         return outputs
@@ -185,6 +183,16 @@ class RegionPrompts:
         for name, value in vars(self).items():
             setattr(copied, name, shared[name] if name in shared else copy.deepcopy(value, memo))
         return copied
+
+
+def _arguments(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `encode_prompt` by name, whoever has wrapped it."""
+    bound = inspect.signature(type(pipe).encode_prompt).bind(pipe, *args, **kwargs)
+    named = {name: value for name, value in bound.arguments.items() if value is not pipe}
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
+    return named
 
 
 def _rows(value: Any) -> list[Tensor]:
