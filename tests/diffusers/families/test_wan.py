@@ -91,7 +91,7 @@ def test_timesteps_of_tokens(given: bool) -> None:
 
 
 def test_a_given_frame_reaches_its_tile() -> None:
-    """The first tiles' predictions depend on it directly; with halo 0 the others' on what the VAE says of their place."""
+    """First tiles depend on it directly; with halo 0 the others have what the VAE says of their own place."""
     pipe, call = image_to_video(), {**CALL, "num_inference_steps": 1, "guidance_scale": 1.0}
     inputs: list[torch.Tensor] = []
     handle = pipe.transformer.patch_embedding.register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
@@ -117,11 +117,11 @@ def test_a_given_frame_reaches_its_tile() -> None:
 def test_frames_are_counted_as_the_vae_counts() -> None:
     pipe = wan()
     assert td.enable_tiling(pipe, tile=(17, 32, 48)).options.tile == (5, 4, 6)
-    with pytest.raises(ValueError, match="tile frames: got 16 frames; .* nearest are 13 and 17"):
+    with pytest.raises(ValueError, match=r"tile frames: got 16 frames; .* nearest are 13 and 17"):
         td.enable_tiling(pipe, tile=(16, 32, 48))
-    with pytest.raises(ValueError, match="tile width: got 40 pixels; .* nearest are 32 and 48"):
+    with pytest.raises(ValueError, match=r"tile width: got 40 pixels; .* nearest are 32 and 48"):
         td.enable_tiling(pipe, tile=(17, 32, 40))
-    with pytest.raises(ValueError, match="overlap frames: got 3 frames; .* nearest are 0 and 4"):
+    with pytest.raises(ValueError, match=r"overlap frames: got 3 frames; .* nearest are 0 and 4"):
         td.enable_tiling(pipe, tile=(17, 32, 48), overlap=(3, 0, 0))
     assert td.enable_tiling(pipe, tile=32).options.tile == (21, 4, 4)
     td.disable_tiling(pipe)
