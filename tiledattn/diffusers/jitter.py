@@ -8,8 +8,7 @@ from functools import lru_cache
 from ..geometry import TileLayout
 from .view import Place
 
-# Multiples of 1/g, 1/g^2 spread evenly over the square, g the root of g^3 = g + 1.
-_ADVANCE = (0.7548776662466927, 0.5698402909980532)
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread most evenly however many there are
 
 
 @lru_cache(maxsize=256)
@@ -32,12 +31,12 @@ def jittered(layout: TileLayout, granularity: tuple[int, ...], seed: int, step: 
     """
     rng = random.Random(seed)
     size, offset = list(layout.size), [0] * len(layout.size)
-    for advance, axis in zip(_ADVANCE, (-2, -1), strict=True):
+    for axis in (-2, -1):
         begin, unit = rng.random(), granularity[axis]
         choices = layout.step[axis] // unit
         if choices < 2 or (layout.grid[axis] == 1 and not layout.wrap[axis]):
             continue
-        shift = unit * int((begin + step * advance) % 1.0 * choices)
+        shift = unit * int((begin + step * _GOLDEN) % 1.0 * choices)
         if layout.wrap[axis]:
             offset[axis] = shift
         else:
