@@ -59,7 +59,7 @@ def kontext_call(size: Size, batch: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 CASES: tuple[Case, ...] = (
-    Case("flux-dev", "FluxFamily", flux(), flux_call, (6, 8), (3, 4)),
+    Case("flux", "FluxFamily", flux(), flux_call, (6, 8), (3, 4)),
     Case(
         "flux-schnell",
         "FluxFamily",

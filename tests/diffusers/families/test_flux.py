@@ -115,6 +115,17 @@ def test_one_tile_takes_any_reference_image() -> None:
         assert torch.equal(run(model, call), want)
 
 
+def test_compiled_as_a_whole_each_canvas_is_told_apart() -> None:
+    """Canvases of as many tokens and other shapes: the shape stands in `img_ids` alone, where a graph breaks."""
+    plain, model = flux()(), flux()()
+    for each in (plain, model):
+        td.enable_tiling(each, tile=(3, 4), unit="latent")
+    compiled = torch.compile(model, backend="eager")
+    for size in ((6, 8), (12, 4), (3, 16), (6, 8)):
+        call = flux_call(size, 1, torch.float32)
+        assert error(run(compiled, call), run(plain, call)) < 1e-5
+
+
 class ImageProjection(torch.nn.Module):
     """Image prompts as they come."""
 
