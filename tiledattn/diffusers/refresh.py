@@ -167,20 +167,17 @@ def _spans(origins: tuple[int, ...], tile: int, offset: int, size: int, wrap: bo
 
 
 def _stretch(layout: TileLayout, axis: int, indices: set[int], reach: int | None) -> tuple[int, int]:
-    """(start, length) of the shortest run of tiles that holds some tiles and all that touch their reach."""
+    """(start, length) of the shortest run of tiles that holds some tiles and all that lie in their reach."""
     size, tile = layout.size[axis], layout.tile[axis]
     origins, wrap = layout.axis_origins[axis], layout.wrap[axis]
     uneven = wrap and len({b - a for a, b in zip(origins, [*origins[1:], origins[0] + size], strict=True)}) > 1
     if reach is None or uneven or len(origins) == 1:
         return 0, size
     rounds = (-size, 0, size) if wrap else (0,)
+    near = [i + turn for i in _at(origins, indices) for turn in rounds]
     needed = [
-        any(
-            o < i + turn + tile + reach and i + turn - reach < o + tile
-            for i in _at(origins, indices)
-            for turn in rounds
-        )
-        for o in origins
+        index in indices or (reach > 0 and any(o < i + tile + reach and i - reach < o + tile for i in near))
+        for index, o in enumerate(origins)
     ]
     if all(needed):
         return 0, size
