@@ -69,6 +69,16 @@ ARGUMENTS: list[tuple[str, Any, type[Exception], str]] = [
     ("backend", None, TypeError, "backend: got None"),
     ("unit", "metre", ValueError, "unit: got 'metre'; known are pixel, latent"),
     ("unit", 8, TypeError, "unit: got 8"),
+    ("regions", "a wall", TypeError, "regions: got 'a wall'"),
+    ("regions", td.Region((0, 0, 64, 64), "a"), TypeError, "regions: got Region.*expected a list"),
+    ("regions", [((0, 0, 64, 64), "a")], TypeError, r"regions: got \(\(0, 0, 64, 64\), 'a'\).*expected Region"),
+    ("jitter", True, TypeError, "jitter: got True"),
+    ("jitter", 0.5, TypeError, r"jitter: got 0\.5 \(float\)"),
+    ("jitter", -1, ValueError, "jitter: got -1"),
+    ("refresh", "all", TypeError, "refresh: got 'all'"),
+    ("refresh", [], ValueError, "refresh: got no tiles"),
+    ("refresh", torch.zeros(8, 8), ValueError, "refresh: the mask is 0 everywhere"),
+    ("refresh", [0], NotImplementedError, "refresh: StableDiffusionPipeline.*doesn't put the rest"),
 ]
 
 
