@@ -119,16 +119,58 @@ def test_residuals_of_every_level(options: dict[str, Any], return_dict: bool) ->
         assert error(ours, theirs) < ROUNDING
 
 
-def test_wrapped(sd: Any) -> None:
-    """As if every convolution were circular in x, those over pixels of the control image as well."""
-    net, unet = make_net(sd.unet), sd.unet
+def test_wrapped_to_the_picture(sd: Any) -> None:
+    """As if every convolution were circular in x, those over pixels of the control image and the VAE's as well."""
+    net, unet, vae = make_net(sd.unet), sd.unet, sd.vae
     pipe = with_net(sd, StableDiffusionControlNetPipeline, circular(net, (False, True)))
-    pipe.unet = circular(unet, (False, True))
-    run = {"image": control(64, 192), "width": 192}
+    pipe.unet, pipe.vae = circular(unet, (False, True)), copy.deepcopy(vae)
+    pipe.vae.decoder = circular(vae.decoder, (False, True))
+    run = {"image": control(64, 192), "width": 192, "output_type": "pt"}
     want = paint(pipe, **run)
-    pipe.unet, pipe.controlnet = unet, net
+    pipe.unet, pipe.vae, pipe.controlnet = unet, vae, net
     with td.enable_tiling(pipe, wrap=(False, True), **ALL):
         assert error(paint(pipe, **run), want) < ROUNDING
+
+
+def test_a_grid_that_moves(sd: Any) -> None:
+    """UNet and ControlNet agree on it at every step, and round a wrapped axis it changes nothing."""
+    pipe = with_net(sd, StableDiffusionControlNetPipeline, make_net(sd.unet))
+    run = {"image": control(64, 128), "steps": 3}
+    with td.enable_tiling(pipe, wrap=True, **ALL):
+        want = paint(pipe, **run)
+    with td.enable_tiling(pipe, wrap=True, jitter=3, **ALL):
+        assert error(paint(pipe, **run), want) < ROUNDING
+    with td.enable_tiling(pipe, jitter=3, tile=32, halo=8) as tiling:
+        places = []
+        tiling.on_tiles = lambda tiles, layout, step: places.append((layout, tiling.companions[0].layout))
+        assert paint(pipe, **run).isfinite().all()
+    assert len(places) == 3
+    assert all(own == net for own, net in places)
+
+
+def test_region_prompts(sd: Any) -> None:
+    """The ControlNet gets the regions' prompts as well."""
+    pipe = with_net(sd, StableDiffusionControlNetPipeline, make_net(sd.unet))
+    run = {"image": control(64, 128), "guidance_scale": 1.0, "steps": 1}
+    with td.enable_tiling(pipe, **ALL, regions=[td.Region((0, 0, 128, 64), "a stone")]):
+        got = paint(pipe, **run)
+    assert error(got, paint(pipe, **run, prompt="a stone")) < ROUNDING / 10
+    assert error(got, paint(pipe, **run)) > 3 * ROUNDING
+
+
+def test_repainting_a_part_of_the_canvas(sd: Any) -> None:
+    """The ControlNet runs where the UNet does: tiles that see nothing of one another, of which the mask touches one."""
+    pipe = with_net(sd, StableDiffusionControlNetInpaintPipeline, make_net(sd.unet))
+    mask = torch.zeros(64, 128)
+    mask[:, 64:] = 1
+    run = {"image": control(seed=5), "control_image": control(), "mask_image": mask[None, None], "height": 64}
+    run |= {"width": 128, "num_inference_steps": 2, "strength": 1.0}
+    apart = {"tile": 64, "halo": 0, "conv_halo": False, "norm": "tile"}
+    with td.enable_tiling(pipe, **apart):
+        want = repaint(pipe, **run)
+    with td.enable_tiling(pipe, **apart, refresh=mask) as tiling:
+        assert error(repaint(pipe, **run), want) < ROUNDING
+        assert tiling.layout.num_tiles == tiling.companions[0].layout.num_tiles == 1
 
 
 @pytest.mark.parametrize("halo", [0, 8])

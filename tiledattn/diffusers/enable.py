@@ -134,7 +134,10 @@ def enable_tiling(
     checked = [_options(model, pipe, arguments) for model in models]
     options = checked[0]
     prompts = RegionPrompts(options.regions, family_of(models[0]), pipe) if options.regions else None
-    tilings = [Tiling(m, family_of(m), o, pipe, prompts) for m, o in zip(models, checked, strict=True)]
+    tilings = [
+        Tiling(model, family_of(model), own, pipe, prompts, companion=place > 0)
+        for place, (model, own) in enumerate(zip(models, checked, strict=True))
+    ]
     tiling = tilings[0]
     tilings += [_guide_tiling(model, pipe, options, prompts) for model in guides]
     tiling.companions = tuple(tilings[1:])
@@ -190,7 +193,7 @@ def _guide_tiling(model: Any, pipe: Any, options: Options, prompts: RegionPrompt
                 f"{type(model).__name__}: its levels need a {axis.name} that is a multiple of {own} latents, the "
                 f"denoiser's only of {axis.granularity}; use a ControlNet with as many levels as the denoiser"
             )
-    return Tiling(model, family, options, pipe, prompts)
+    return Tiling(model, family, options, pipe, prompts, companion=True)
 
 
 def disable_tiling(pipe_or_model: Any) -> None:

@@ -55,7 +55,9 @@ class Tiling:
         options: Options,
         pipe: Any | None,
         prompts: RegionPrompts | None = None,
+        companion: bool = False,
     ) -> None:
+        changed = None if companion else pipe  # one tiling acts on the VAE, the scheduler and the choice of sizes
         self.options = options
         self.layout: TileLayout | None = None
         self.on_tiles: OnTiles | None = None
@@ -70,14 +72,15 @@ class Tiling:
         multiples = tuple(
             axis.granularity * scale for axis, scale in zip(options.axes, options.pixels_per_axis, strict=True)
         )
-        self._asked = None if pipe is None else AskedSize(pipe, multiples)
+        self._asked = None if changed is None else AskedSize(changed, multiples)
         self._shift: TileShift | None = None
-        if pipe is not None and options.timestep_shift == "tile":
+        if changed is not None and options.timestep_shift == "tile":
             patches = zip(options.tile, family.patch(model), strict=True)
             tokens = math.prod(length // patch for length, patch in patches)
-            self._shift = TileShift(pipe, family.shift, family.shift_breaks, tokens)
-        self._pipe = Weak(pipe) if pipe is not None and any(options.wrap) else None
+            self._shift = TileShift(changed, family.shift, family.shift_breaks, tokens)
+        self._pipe = Weak(changed) if changed is not None and any(options.wrap) else None
         self._prompts = prompts
+        self._is_companion = companion
         self._vae_pixels = _vae_pixels(pipe, options.pixels)
         self._vae: Weak[Any] | None = None
         self._decode: CircularDecode | None = None
@@ -118,7 +121,7 @@ class Tiling:
             self._shift.remove()
         self._pipe = None
         self._make_circular(None)
-        if self._prompts is not None:
+        if self._prompts is not None and not self._is_companion:
             self._prompts.remove()
         for companion in self.companions:
             companion.disable()
@@ -161,7 +164,7 @@ class Tiling:
         if self._shift is not None:
             self._shift.install()
         self._follow_vae()
-        if self._prompts is not None:
+        if self._prompts is not None and not self._is_companion:
             self._prompts.install()
         for companion in self.companions:
             companion.install()
