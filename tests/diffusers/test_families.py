@@ -124,6 +124,23 @@ def test_disabling_restores_to_the_bit(case: Case) -> None:
     assert snapshot(model) == before
 
 
+@EVERY
+def test_a_copy_is_tiled_alike(case: Case) -> None:
+    """And each of the two is taken apart alone."""
+    model, call = case.build(), case.call(case.size, 1, torch.float32)
+    stock = run(model, call)
+    td.enable_tiling(model, tile=case.tile, unit="latent")
+    want = run(model, call)
+    other = copy.deepcopy(model)
+    assert torch.equal(run(other, call), want)
+    td.disable_tiling(model)
+    assert torch.equal(run(model, call), stock)
+    assert torch.equal(run(other, call), want)
+    td.disable_tiling(other)
+    assert torch.equal(run(other, call), stock)
+    assert [hooks[1:3] for hooks in snapshot(other).values()] == [hooks[1:3] for hooks in snapshot(model).values()]
+
+
 def snapshot(model: Any) -> dict[str, Any]:
     """What tiling could leave behind on a model's modules."""
     return {
