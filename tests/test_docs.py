@@ -52,7 +52,7 @@ def python_blocks(page):
     return [b for b in blocks if "stabilityai/" not in b]  # no hub can be reached from a test
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/control.md", "docs/operations.md"])
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks(page)

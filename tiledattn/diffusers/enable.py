@@ -102,7 +102,8 @@ def enable_tiling(
             neither a stock one nor IP-Adapter's.
         ValueError: an argument out of range, or sizes that the model's levels can't divide, naming the nearest that
             work. A canvas that can't be divided raises the same when the pipeline is called.
-        NotImplementedError: a pipeline with PAG, or with a ControlNet of a family that isn't supported.
+        NotImplementedError: a pipeline with PAG, or with a ControlNet of a family that isn't supported; regions without
+            an `encode_prompt`; refresh of a pipeline that doesn't put the rest of the picture back.
 
     Example:
         >>> enable_tiling(pipe, tile=1024, halo=128)
