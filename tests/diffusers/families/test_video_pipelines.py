@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
+    HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
@@ -33,9 +37,11 @@ from .video_parts import (
     error,
     film,
     flow,
+    hunyuan15_vae,
     hunyuan_vae,
     ltx_vae,
     mochi_vae,
+    numbers,
     photo,
     still,
 )
@@ -138,6 +144,51 @@ def test_hunyuan(tokenizer: CLIPTokenizer, two: bool) -> None:
     call = {"num_frames": 17, "height": 32, "width": 48, "max_sequence_length": 8}
     guided = {"true_cfg_scale": 3.0, "negative_prompt": "blurred"} if two else {}
     check_video_pipeline(hunyuan(tokenizer), (9, 32, 32), (2, 1, 2), TWICE if two else ONCE, {**call, **guided})
+
+
+@pytest.mark.parametrize(("kind", "channels", "dropped"), [("latent_concat", 9, 4), ("token_replace", 4, 0)])
+def test_hunyuan_image_to_video(kind: str, channels: int, dropped: int) -> None:
+    transformer = make_hunyuan(pooled_projection_dim=16, image_condition_type=kind, in_channels=channels)()
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+    parts = {"transformer": transformer, "vae": hunyuan_vae(), "scheduler": flow(), **dict.fromkeys(names)}
+    call = {
+        "image": photo(32, 48),
+        "prompt": None,
+        "prompt_embeds": numbers(1, 6, 16),
+        "prompt_attention_mask": torch.ones(1, 6, dtype=torch.long),
+        "pooled_prompt_embeds": numbers(1, 16),
+        "num_frames": 17,
+        "height": 32,
+        "width": 48,
+    }
+    pipe = quiet(HunyuanVideoImageToVideoPipeline(**parts))
+    check_video_pipeline(pipe, (9, 32, 32), (2, 1, 2), ONCE, call, dropped=dropped)
+
+
+def test_hunyuan15() -> None:
+    transformer = HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        text_embed_2_dim=8,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 4, 4),
+        target_size=16,
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = {"transformer": shake(transformer), "vae": hunyuan15_vae(), "scheduler": flow(), **dict.fromkeys(names)}
+    call: dict[str, Any] = {"prompt": None, "num_frames": 17, "height": 32, "width": 64}
+    for seed, kind in enumerate(("", "negative_")):
+        for which, length, width in (("", 6, 16), ("_2", 3, 8)):
+            call[f"{kind}prompt_embeds{which}"] = numbers(1, length, width, seed=seed)
+            call[f"{kind}prompt_embeds_mask{which}"] = torch.ones(1, length, dtype=torch.long)
+    pipe = quiet(HunyuanVideo15Pipeline(guider=ClassifierFreeGuidance(guidance_scale=3.0), **parts))
+    check_video_pipeline(pipe, (9, 32, 32), (2, 1, 2), TWICE, call)
 
 
 @pytest.mark.parametrize("options", [{}, ROTARY], ids=["2b", "5b"])
