@@ -207,7 +207,8 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"down_block_additional_residuals": [X[..., :-3]]}, ValueError, "down_block_additional_residuals"),
     ({"down_intrablock_additional_residuals": [3]}, ValueError, "down_intrablock_additional_residuals: got int"),
     ({"cross_attention_kwargs": {"gligen": {}}}, NotImplementedError, "gligen"),
-    ({"cross_attention_kwargs": {"ip_adapter_masks": [X]}}, NotImplementedError, "ip_adapter_masks"),
+    ({"cross_attention_kwargs": {"ip_adapter_masks": [X]}}, ValueError, r"ip_adapter_masks: got \(2, 4, 16, 32\)"),
+    ({"cross_attention_kwargs": {"ip_adapter_masks": [X[:1, :, 1:]]}}, ValueError, "ip_adapter_masks"),
     ({"added_cond_kwargs": {"hint": X}}, NotImplementedError, "hint"),
 ]
 

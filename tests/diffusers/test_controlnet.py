@@ -18,6 +18,8 @@ from diffusers import (
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionImg2ImgPipeline,
+    StableDiffusionXLControlNetUnionInpaintPipeline,
     StableDiffusionXLControlNetUnionPipeline,
 )
 from tiny_diffusers import FACTOR, circular, error, make_unet, paint, quiet, shake, unet_inputs
@@ -239,9 +241,21 @@ def test_image_to_image_and_inpainting(plain: Any) -> None:
             assert error(repaint(pipe, **run, **extra), want) < ROUNDING
 
 
-def test_union(sdxl: Any) -> None:
-    pipe = with_net(sdxl, StableDiffusionXLControlNetUnionPipeline, make_union(sdxl.unet))
-    run = {"control_image": [control(), control(seed=4)], "control_mode": [0, 3]}
+@pytest.mark.parametrize(
+    ("cls", "extra"),
+    [
+        (StableDiffusionXLControlNetUnionPipeline, {}),
+        (StableDiffusionXLControlNetUnionImg2ImgPipeline, {"image": control(seed=5), "strength": 0.75}),
+        (
+            StableDiffusionXLControlNetUnionInpaintPipeline,
+            {"image": control(seed=5), "mask_image": control(seed=6)[:, :1], "strength": 0.75},
+        ),
+    ],
+    ids=["text to image", "image to image", "inpaint"],
+)
+def test_union(sdxl: Any, cls: Any, extra: dict[str, Any]) -> None:
+    pipe = with_net(sdxl, cls, make_union(sdxl.unet))
+    run = {"control_image": [control(), control(seed=4)], "control_mode": [0, 3], "steps": 3, **extra}
     want = paint(pipe, **run)
     with td.enable_tiling(pipe, **ALL):
         assert error(paint(pipe, **run), want) < ROUNDING

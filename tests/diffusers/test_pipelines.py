@@ -312,3 +312,26 @@ def test_ip_adapter(pipe: Any, when: str) -> None:
         got = paint(pipe, ip_adapter_image_embeds=[embeds])
     assert error(got, paint(pipe, ip_adapter_image_embeds=[embeds])) < ROUNDING
     assert error(got, plain) > 0.01
+
+
+def test_ip_adapter_masks(sd: Any) -> None:
+    """Two images, each in its half of the picture: every tile gets its crop of the masks."""
+    embeds = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(1))
+    sd.unet._load_ip_adapter_weights(ip_adapter(sd.unet))
+    left = torch.zeros(1, 1, 64, 128)
+    left[..., :64] = 1
+
+    def masked(first: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        masks = {"ip_adapter_masks": [torch.cat([first, 1 - first], 1)]}
+        return paint(sd, ip_adapter_image_embeds=[image_embeds], cross_attention_kwargs=masks, steps=1)
+
+    want = masked(left, embeds)
+    assert error(masked(1 - left, embeds), want) > 50 * ROUNDING
+    with td.enable_tiling(sd, **ALL):
+        assert error(masked(left, embeds), want) < ROUNDING
+    changed = embeds.clone()
+    changed[:, 1] = -changed[:, 1]
+    with td.enable_tiling(sd, tile=64, halo=0, conv_halo=False, norm="tile"):
+        before, after = masked(left, embeds), masked(left, changed)
+    assert torch.equal(before[..., :16], after[..., :16])
+    assert not torch.equal(before[..., 16:], after[..., 16:])

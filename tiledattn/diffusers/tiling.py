@@ -185,7 +185,9 @@ class Tiling:
         self._vae, self._decode = None, None
         if vae is not None:
             self._vae = Weak(vae)
-            self._decode = CircularDecode(self.options.wrap[-2:], self._vae_pixels, self.options.backend)
+            self._decode = CircularDecode(
+                (self.options.wrap[-2], self.options.wrap[-1]), self._vae_pixels, self.options.backend
+            )
             self._decode.install(vae)
 
     def _run(self, model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -72,6 +72,8 @@ class ControlNetFamily(UNetFamily):
         """`sample`; raises for arguments that can't be tiled, and control images of another size."""
         canvas = Family.canvas_of(self, call, model)
         check_conditioning(call)
+        if (call.get("cross_attention_kwargs") or {}).get("ip_adapter_masks") is not None:
+            raise NotImplementedError("cross_attention_kwargs: 'ip_adapter_masks' are the UNet's; leave them out")
         scale = self.finest(model)
         want = tuple(scale * length for length in canvas.shape[2:])
         images = call["controlnet_cond"]

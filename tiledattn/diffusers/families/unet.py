@@ -138,6 +138,12 @@ class UNetFamily(Family):
                 name: tile_time_ids(value, context) if name == "time_ids" else repeat(name, value)
                 for name, value in added.items()
             }
+        extra = call.get("cross_attention_kwargs")
+        if extra is not None and extra.get("ip_adapter_masks") is not None:
+            new["cross_attention_kwargs"] = {
+                **extra,
+                "ip_adapter_masks": tile_masks(extra["ip_adapter_masks"], context),
+            }
         for name in _RESIDUALS:
             if call.get(name) is not None:
                 new[name] = context.cut_all(name, call[name])
@@ -178,11 +184,10 @@ def check_modules(model: Any) -> None:
 def check_conditioning(call: dict[str, Any]) -> None:
     """Raises NotImplementedError for conditioning inside the dict arguments that lies on the canvas."""
     extra = call.get("cross_attention_kwargs")
-    for name in ("gligen", "ip_adapter_masks"):
-        if extra is not None and extra.get(name) is not None:
-            raise NotImplementedError(
-                f"cross_attention_kwargs: {name!r} lies on the canvas and can't be tiled yet; leave it out"
-            )
+    if extra is not None and extra.get("gligen") is not None:
+        raise NotImplementedError(
+            "cross_attention_kwargs: 'gligen' lies on the canvas and can't be tiled yet; leave it out"
+        )
     added = call.get("added_cond_kwargs")
     strange = [name for name in ({} if added is None else added) if name not in _CONDITIONING]
     if strange:
@@ -245,6 +250,29 @@ def tile_time_ids(time_ids: Tensor, context: CallContext) -> Tensor:
         crop = crop + moved.repeat_interleave(context.batch, 0)
         rest = tile.expand_as(rest) if rows.shape[1] == 6 else rest
     return torch.cat([original, crop, rest], dim=1)
+
+
+def tile_masks(masks: Any, context: CallContext) -> list[Tensor]:
+    """IP-Adapter's masks for every tile.
+
+    Args:
+        masks: per adapter [1, images, H, W], or one tensor [adapters, images, H, W], at a whole multiple or fraction of
+            the canvas's resolution.
+        context: the layout.
+
+    Returns:
+        Per adapter [T*B, images, h, w].
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    out = []
+    for mask in masks.unsqueeze(1) if isinstance(masks, Tensor) else masks:
+        if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[0] != 1:
+            got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"ip_adapter_masks: got {got}; expected tensors [1, images, height, width]")
+        out.append(context.cut("ip_adapter_masks", mask).repeat_interleave(context.batch, 0))
+    return out
 
 
 def _pixels(positions: tuple[int, ...], context: CallContext) -> list[int]:
