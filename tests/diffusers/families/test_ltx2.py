@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, LTX2Pipeline
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from tiny_diffusers import quiet, shake
 from tiny_transformers import CASES
 from tiny_transformers.ltx2 import call_ltx2, make_ltx2
 
 import tiledattn.diffusers as td
 
 from ..test_families import error, run
+from .video_parts import numbers, still
 
 LTX2 = [case for case in CASES if case.name in ("ltx2", "ltx2-split")]
 SIZE, TILE = (4, 4, 6), (2, 2, 6)
@@ -105,3 +109,71 @@ def test_a_part_of_the_canvas_is_refused() -> None:
         pytest.raises(NotImplementedError, match="sound hears the whole canvas"),
     ):
         model(**call)
+
+
+def pipeline() -> LTX2Pipeline:
+    """All but the text encoder, and the vocoder that makes sound of a spectrogram."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        downsample_type=("conv",) * 4,
+        upsample_type=("spatiotemporal",) * 4,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        patch_size=1,
+    )
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=8, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=16
+    )
+    streams = ("video", "audio")
+    connectors = LTX2TextConnectors(
+        caption_channels=16,
+        text_proj_in_factor=2,
+        connector_rope_base_seq_len=32,
+        **{f"{stream}_connector_num_attention_heads": 2 for stream in streams},
+        **{f"{stream}_connector_attention_head_dim": 8 for stream in streams},
+        **{f"{stream}_connector_num_layers": 1 for stream in streams},
+        **{f"{stream}_connector_num_learnable_registers": None for stream in streams},
+    )
+    parts = {
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": still(vae),
+        "audio_vae": still(audio_vae),
+        "connectors": shake(connectors),
+        "transformer": make_ltx2(audio_in_channels=8, audio_out_channels=8, perturbed_attn=True)(),
+        **dict.fromkeys(("text_encoder", "tokenizer", "vocoder")),
+    }
+    return quiet(LTX2Pipeline(**parts))
+
+
+def test_a_pipeline_with_all_its_guidance() -> None:
+    """With halo "all" video and sound are the untiled pipeline's, through steps of three calls each."""
+    pipe = pipeline()
+    call: dict[str, Any] = {"num_frames": 17, "height": 32, "width": 64, "spatio_temporal_guidance_blocks": [1]}
+    for seed, kind in enumerate(("", "negative_")):
+        call[f"{kind}prompt_embeds"] = numbers(1, 6, 32, seed=seed)
+        call[f"{kind}prompt_attention_mask"] = torch.ones(1, 6, dtype=torch.long)
+
+    def play() -> tuple[torch.Tensor, torch.Tensor]:
+        out = pipe(generator=torch.Generator().manual_seed(0), num_inference_steps=2, output_type="latent", **call)
+        return out.frames, out.audio
+
+    video, sound = play()
+    with td.enable_tiling(pipe, tile=(9, 16, 32), halo="all") as tiling:
+        tiled_video, tiled_sound = play()
+        assert tiling.layout is not None
+        assert tiling.layout.grid == (2, 2, 2)
+    assert error(tiled_video, video) < 1e-4
+    assert error(tiled_sound, sound) < 1e-4
+    with td.enable_tiling(pipe, tile=(9, 16, 32), halo=0, halo_schedule="quadratic") as tiling:
+        seen: list[int] = []
+        tiling.on_tiles = lambda tiles, layout, step: seen.append(step)
+        assert error(play()[0], video) > 1e-2
+    assert seen == [0, 0, 0, 1, 1, 1]

@@ -21,7 +21,7 @@ class CogVideoXFamily(Family):
 
     name = "CogVideoX"
     classes = ("CogVideoXTransformer3DModel",)
-    pipelines = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline")
+    pipelines = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline")
     hub = "zai-org/CogVideoX-5b"
     axes = VIDEO
     repeated = ("encoder_hidden_states", "ofs")

@@ -16,7 +16,7 @@ class HunyuanVideo15Family(Family):
 
     name = "HunyuanVideo 1.5"
     classes = ("HunyuanVideo15Transformer3DModel",)
-    pipelines = ("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline")
+    pipelines = ("HunyuanVideo15Pipeline",)
     hub = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
     axes = VIDEO
     required = (

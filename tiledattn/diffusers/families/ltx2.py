@@ -30,7 +30,7 @@ class LTX2VideoFamily(Family):
 
     name = "LTX-2"
     classes = ("LTX2VideoTransformer3DModel",)
-    pipelines = ("LTX2Pipeline", "LTX2ImageToVideoPipeline")
+    pipelines = ("LTX2Pipeline",)
     hub = "Lightricks/LTX-2"
     axes = VIDEO
     required = (
