@@ -26,7 +26,7 @@ examples:
   python bench/train_small_dit.py --out /tmp/quick --work /tmp/quick-work --decoder-steps 100 --dit-steps 200
   python bench/train_small_dit.py --out tiledattn/models/textures_dit --fresh      (forget the checkpoints)
 """
-_STEPS = {"encoder": 600, "decoder": 1400, "grain": 500, "dit": 6600}
+_STEPS = {"encoder": 600, "decoder": 1000, "grain": 800, "dit": 5000}
 
 
 def train_autoencoder(

@@ -35,8 +35,6 @@ pipe = WanPipeline.from_pretrained("tiledattn/models/textures_dit", dtype=torch.
 pipe("gravel", height=64, width=64, num_frames=1, num_inference_steps=12, guidance_scale=1.0).frames[0]
 ```
 
-{note}
-
 Prompts it knows (another word falls apart into letters it has never seen):
 {prompts}
 
@@ -68,6 +66,8 @@ The encoder's teacher is the autoencoder of `textures_unet`: the latents are tha
 Four of the transformer's steps in five are at native size, the others at 16x32 or 32x16 latents. Flow matching with
 logit-normal times; the saved weights are exponential averages. Scheduler: UniPC of order 2 on the flow's own times;
 12 steps and a guidance of 1 to 2 are good values. Weights: Apache-2.0, like the package. Saved on {date}.
+
+{note}
 """
 
 

@@ -1,10 +1,7 @@
-"""The shipped model: loads offline from the package, is small and safe, and paints what it is asked for."""
+"""The shipped UNet: loads offline from the package, is small and safe, and paints what it is asked for."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,68 +10,29 @@ import torch
 
 from tiledattn.models import textures_unet
 
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-skimage_data = pytest.importorskip("skimage.data")
+for package in ("diffusers", "transformers", "skimage"):
+    pytest.importorskip(package)
 
 
 from diffusers import StableDiffusionPipeline
 from skimage.color import rgb2gray
-from skimage.transform import rescale
+from textures import (
+    PROMPT,
+    SAMPLES,
+    check_colours,
+    check_files,
+    nearest,
+    photograph,
+    photograph_statistics,
+    statistics,
+)
 
 MODEL = Path(textures_unet())
-SCALE = {"brick": 0.40, "grass": 0.50, "gravel": 0.50, "hubble_deep_field": 0.45}
-PROMPT = {
-    "brick": "a photo of a brick wall",
-    "grass": "a photo of grass",
-    "gravel": "a photo of gravel",
-    "hubble_deep_field": "stars in deep space",
-}
-SAMPLES = 8
-
-
-def statistics(grey: np.ndarray) -> np.ndarray:
-    """Brightness, contrast, and, in units of the contrast, gradients and energies in four bands of the spectrum.
-
-    The model paints with less contrast than its photographs have; what tells grass from gravel is the texture.
-    """
-    grey = np.asarray(grey, dtype=np.float64)
-    contrast = grey.std() + 1e-3
-    power = np.abs(np.fft.fft2((grey - grey.mean()) / contrast)) ** 2 / grey.size
-    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(n) for n in grey.shape], indexing="ij"))
-    edges = (0.0, 0.06, 0.13, 0.25, 0.50)
-    bands = [
-        np.log10(power[(frequency > low) & (frequency <= high)].mean() + 1e-6)
-        for low, high in itertools.pairwise(edges)
-    ]
-    down, across = (np.abs(np.diff(grey, axis=axis)).mean() / contrast for axis in (0, 1))
-    return np.array([grey.mean(), contrast, down, across, *bands])
-
-
-def photograph(material: str) -> np.ndarray:
-    picture = getattr(skimage_data, material)()
-    grey = rgb2gray(picture) if picture.ndim == 3 else picture / 255.0
-    # The shipped photograph of a wall lies on its side.
-    grey = np.rot90(grey) if material == "brick" else grey
-    return rescale(grey, SCALE[material], anti_aliasing=True)
 
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    out = {}
-    for material in PROMPT:
-        grey = photograph(material)
-        corners = rng.integers(0, [n - 63 for n in grey.shape], (64, 2))
-        out[material] = np.stack([statistics(grey[y : y + 64, x : x + 64]) for y, x in corners])
-    return out
-
-
-def nearest(sample: np.ndarray, references: dict[str, np.ndarray]) -> str:
-    """The photograph whose patches are like ``sample``, each statistic in units of its spread over patches."""
-    spread = np.sqrt(np.mean([patches.var(0) for patches in references.values()], axis=0))
-    away = {m: np.linalg.norm((sample - patches.mean(0)) / spread) for m, patches in references.items()}
-    return min(away, key=away.__getitem__)
+    return photograph_statistics()
 
 
 @pytest.fixture(scope="module")
@@ -95,30 +53,8 @@ def paint(pipe: StableDiffusionPipeline, prompt: str, seed: int = 0, count: int 
     ).images
 
 
-def test_it_is_small_and_holds_no_pickles() -> None:
-    files = [path for path in MODEL.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8_000_000
-    assert {path.suffix for path in files} <= {".json", ".txt", ".md", ".safetensors"}
-
-
-def test_weights_are_stored_in_half_precision() -> None:
-    weights = sorted(MODEL.rglob("*.safetensors"))
-    assert [path.parent.name for path in weights] == ["text_encoder", "unet", "vae"]
-    for path in weights:
-        raw = path.read_bytes()
-        (length,) = struct.unpack("<Q", raw[:8])
-        header = json.loads(raw[8 : 8 + length])
-        dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
-        assert dtypes <= {"F16", "I64"}, path
-
-
-def test_the_card_records_every_photograph_and_its_licence() -> None:
-    card = (MODEL / "README.md").read_text(encoding="utf-8")
-    for material in PROMPT:
-        assert f"`skimage.data.{material}`" in card
-    assert card.count("CC0") >= 3
-    assert "public domain" in card
-    assert "bench/train_small_unet.py" in card
+def test_it_is_small_without_pickles_in_half_precision_and_has_a_card() -> None:
+    check_files(MODEL, ["text_encoder", "unet", "vae"], "bench/train_small_unet.py")
 
 
 def test_stock_classes_without_a_safety_checker(pipe: StableDiffusionPipeline) -> None:
@@ -155,14 +91,7 @@ def test_paints_the_material_it_is_asked_for(
 
 
 def test_colours_are_the_ones_it_was_shown(pipe: StableDiffusionPipeline) -> None:
-    """Three of the photographs are grey and were given a hue for the training; see the model card."""
-    red, green, blue = paint(pipe, PROMPT["brick"])[0].mean((0, 1))
-    assert red > 1.3 * max(green, blue)
-    red, green, blue = paint(pipe, PROMPT["grass"])[0].mean((0, 1))
-    assert green > 1.1 * max(red, blue)
-    for material in ("gravel", "hubble_deep_field"):
-        colour = paint(pipe, PROMPT[material])[0].mean((0, 1))
-        assert colour.max() - colour.min() < 0.15
+    check_colours({material: paint(pipe, prompt)[0] for material, prompt in PROMPT.items()})
 
 
 def test_brick_courses_are_level(pipe: StableDiffusionPipeline) -> None:
