@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_diffusers import error, make_unet, paint, quiet
+from tiny_diffusers import SMALL, error, make_unet, paint, quiet
 from torch import Tensor
 
 import tiledattn as ta
@@ -380,3 +380,14 @@ def test_brick_on_the_left_and_grass_on_the_right() -> None:
     assert grey.mean(1).std() > 1.5 * grey.mean(0).std()  # courses are level
     lawn = right[:, 32:].mean(-1)
     assert lawn.mean(1).std() < 1.5 * lawn.mean(0).std()
+
+
+def test_compiled(sd_parts: dict[str, Any]) -> None:
+    """The graph breaks where rows are told apart, and where the step is looked up."""
+    unet = make_unet("sd", **SMALL)
+    pipe = quiet(StableDiffusionPipeline(**{**copy.deepcopy(sd_parts), "unet": unet}))
+    options = {"tile": 32, "wrap": True, "regions": [region((0, 0, 32, 32))], "jitter": 1}
+    with td.enable_tiling(pipe, **options):
+        want = paint(pipe, 32, 64, steps=1)
+        pipe.unet = torch.compile(unet, backend="eager")
+        assert error(paint(pipe, 32, 64, steps=1), want) < ROUNDING
