@@ -31,7 +31,8 @@ def families_table() -> str:
     from tiledattn.diffusers.families import Family
 
     rows = [
-        "| models | denoiser | tested pipelines | canvas | attention crosses borders | positions | region prompts | good to know |",
+        "| models | denoiser | tested pipelines | canvas | attention crosses borders | positions | region prompts "
+        "| good to know |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:

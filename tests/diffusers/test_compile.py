@@ -98,7 +98,8 @@ def test_the_whole_model_is_one_graph_per_canvas_size(case: Case) -> None:
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_compiled_before_tiling_and_used_after(case: Case = CASES[0]) -> None:
+def test_compiled_before_tiling_and_used_after() -> None:
+    case = CASES[0]
     model, call = case.build(), case.call(case.size, 2, torch.float32)
     with td.enable_tiling(model, tile=case.tile, unit="latent"):
         tiled = run(model, call)

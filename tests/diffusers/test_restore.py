@@ -64,7 +64,9 @@ def test_only_self_attention_is_wrapped(unet: Any) -> None:
 
 def test_a_handle_tells_what_it_does(unet: Any) -> None:
     handle = td.enable_tiling(unet, **OPTIONS)
-    assert repr(handle).startswith("Tiling(enabled, Stable Diffusion 1.x, 2.x, SDXL, in latents: tile=(16, 16), overlap=(0, 0), halo=(4, 4)")
+    assert repr(handle).startswith(
+        "Tiling(enabled, Stable Diffusion 1.x, 2.x, SDXL, in latents: tile=(16, 16), overlap=(0, 0), halo=(4, 4)"
+    )
     handle.disable()
     assert repr(handle).startswith("Tiling(disabled")
 

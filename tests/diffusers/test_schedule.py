@@ -126,7 +126,7 @@ def test_a_changed_timestep_of_another_scheduler_is_refused() -> None:
     other.set_timesteps(4)
     steps = SchedulerSteps(Holder(scheduler), changed=True)
     assert steps.position(scheduler.timesteps[0] / 1000) == (0, 5)
-    with pytest.raises(ValueError, match="timestep: .* can't be found"):
+    with pytest.raises(ValueError, match=r"timestep: .* can't be found"):
         steps.position(other.timesteps[2] / 1000)
 
 

@@ -225,9 +225,8 @@ def _window(window: object, tile: tuple[int, ...], axes: tuple[AxisUnit, ...]) -
         )
     shapes = [tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in window]
     if shapes != [(length,) for length in tile]:
-        raise ValueError(
-            f"window: got {shapes}; expected tensors of shape {' and '.join(f'({n},)' for n in tile)}, the tile in latents"
-        )
+        wanted = " and ".join(f"({length},)" for length in tile)
+        raise ValueError(f"window: got {shapes}; expected tensors of shape {wanted}, the tile in latents")
     if not all(bool((item > 0).all() and item.isfinite().all()) for item in window):
         raise ValueError("window: weights must be positive and finite everywhere")
     return tuple(window)

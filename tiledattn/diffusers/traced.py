@@ -50,12 +50,15 @@ def _attend(
     """`cross_tile_attention` on rows [T*B, S, H, D]."""
     layout, halo = _unpack_places(tuple(places.tolist()))
     rows = (layout.num_tiles, len(q) // layout.num_tiles)
+    q, k, v = (torch.unflatten(x, 0, rows) for x in (q, k, v))  # [T, B, S, H, D]
     out = cross_tile_attention(
-        *(x.unflatten(0, rows) for x in (q, k, v)),
+        q,
+        k,
+        v,
         layout,
         halo,
         num_prefix_tokens=num_prefix_tokens,
-        prefix_mask=None if prefix_mask is None else prefix_mask.unflatten(0, rows),
+        prefix_mask=None if prefix_mask is None else torch.unflatten(prefix_mask, 0, rows),
         halo_weight=1.0 if halo_weight is None else float(halo_weight),
         scale=scale,
         backend=backend,
@@ -68,8 +71,8 @@ def _attend(
 def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Gradients of q, k and v; the forward is computed once more."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        out = _attend(*leaves, *rest)
+        leaves = tuple(x.detach().requires_grad_() for x in (q, k, v))
+        out = _attend(leaves[0], leaves[1], leaves[2], *rest)
     return torch.autograd.grad(out, leaves, grad)
 
 

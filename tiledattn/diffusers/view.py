@@ -143,7 +143,7 @@ class CanvasView:
                     )
                 out.append(value[axis] * length // full)
         if not any(a % b and b % a for a, b in zip(size, of, strict=True)):
-            return TileLayout(*values, layout.wrap)
+            return TileLayout(values[0], values[1], values[2], layout.wrap)
         raise ValueError(f"{name}: {size} is no whole multiple or fraction of the canvas's {of}")
 
 
@@ -164,7 +164,7 @@ def _between_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 def _resampled(weights: Tensor, length: int) -> Tensor:
     """Weights of a tile at another resolution; of ones for a length that is no multiple or fraction of it."""
     if len(weights) % length == 0:
-        return weights.unflatten(0, (length, -1)).mean(1)
+        return torch.unflatten(weights, 0, (length, -1)).mean(1)
     if length % len(weights) == 0:
         return weights.repeat_interleave(length // len(weights))
     return weights.new_ones(length)

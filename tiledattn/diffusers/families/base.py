@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -91,8 +92,8 @@ class CallContext:
             raise ValueError(f"{name}: got {x.shape[1]} tokens; the canvas has {grid}, {_product(grid)} tokens")
         rest = x.shape[2:]
         flat = x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)  # [B, C, tokens]
-        tiles = self.cut(name, flat.unflatten(2, grid))
-        return tiles.flatten(2).transpose(1, 2).unflatten(2, rest) if rest else tiles.flatten(1)
+        tiles = self.cut(name, torch.unflatten(flat, 2, grid))
+        return torch.unflatten(tiles.flatten(2).transpose(1, 2), 2, rest) if rest else tiles.flatten(1)
 
     def repeat(self, name: str, value: Any) -> Any:
         """Rows [B, ...] -> [T*B, ...], in tensors and in tuples and lists of them; None stays None.
@@ -137,7 +138,7 @@ class Family(ABC):
     """Arguments with a row per row of the canvas batch, repeated for every tile."""
     passed: tuple[str, ...] = ("return_dict",)
     """Arguments that are passed on as they are."""
-    refused: dict[str, str] = {}
+    refused: Mapping[str, str] = MappingProxyType({})
     """Arguments that can't be tiled, and why."""
     attention: str = ""
     """Pattern (whole match) of the names of the self-attention layers over canvas tokens."""
