@@ -59,10 +59,15 @@ def photograph_statistics() -> dict[str, np.ndarray]:
     return out
 
 
-def nearest(sample: np.ndarray, references: dict[str, np.ndarray]) -> str:
-    """The photograph whose patches are like ``sample``, each statistic in units of its spread over patches."""
+def distances(sample: np.ndarray, references: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far ``sample`` is from each photograph's patches, each statistic in units of its spread over patches."""
     spread = np.sqrt(np.mean([patches.var(0) for patches in references.values()], axis=0))
-    away = {m: np.linalg.norm((sample - patches.mean(0)) / spread) for m, patches in references.items()}
+    return {m: float(np.linalg.norm((sample - patches.mean(0)) / spread)) for m, patches in references.items()}
+
+
+def nearest(sample: np.ndarray, references: dict[str, np.ndarray]) -> str:
+    """The photograph whose patches are like ``sample``."""
+    away = distances(sample, references)
     return min(away, key=away.__getitem__)
 
 

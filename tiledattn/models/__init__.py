@@ -12,3 +12,13 @@ def textures_unet() -> str:
     tells what it was trained on and which prompts it knows.
     """
     return str(Path(__file__).parent / "textures_unet")
+
+
+def textures_dit() -> str:
+    """The directory of a small Wan that paints the same as single frames (native size 64x64 pixels).
+
+    A transformer without convolutions: on it attention is all that crosses tile borders. Load it with
+    `diffusers.WanPipeline.from_pretrained(tiledattn.models.textures_dit())`, call it with `num_frames=1`, and give
+    `enable_tiling` its tile, 64: a Wan's configuration doesn't tell its native size.
+    """
+    return str(Path(__file__).parent / "textures_dit")
