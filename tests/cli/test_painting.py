@@ -19,9 +19,10 @@ from PIL import Image
 
 from tiledattn.cli import demo as demo_module
 from tiledattn.cli import generate as generate_module
-from tiledattn.cli import pipelines
+from tiledattn.cli import painting, pipelines
 from tiledattn.cli.command import MAX_SEED
-from tiledattn.cli.methods import METHODS, Method, Painted
+from tiledattn.cli.methods import DIT_METHODS, Method, Painted
+from tiledattn.cli.methods import UNET_METHODS as METHODS
 from tiledattn.cli.report import measure
 from tiledattn.geometry import TileLayout
 
@@ -171,13 +172,37 @@ def test_a_missing_model_is_one_line_and_1(tmp_path, capsys):
     assert lines[0].endswith("has")
 
 
+def test_a_video_model_paints_one_frame(tmp_path, capsys):
+    arguments = ["generate", "--model", "textures_dit", "-p", "grass", "--steps", "1"]
+    assert main([*arguments, "--wrap", "x", "--out", str(tmp_path / "picture.png")]) == 0
+    assert "256x64 pixels, 4 tiles" in capsys.readouterr().out
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (256, 64)
+    assert main([*arguments, "--size", "72x64", "--out", str(tmp_path / "other.png")]) == 2
+    assert (
+        "both must be multiples of 16 pixels here; the nearest that work are 64x64 and 80x64" in capsys.readouterr().err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_the_demo_compares_both_shipped_models(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--tiles", "4", "--seeds", "1", "--steps", "1", "-p", "grass"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "painting 'grass', 1 of 2\npainting 'grass', 2 of 2\n"
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [(row["model"], row["method"]) for row in rows] == [(m.model, m.name) for m in METHODS + DIT_METHODS]
+    assert {path.name for path in tmp_path.glob("grass-*.png")} == {f"grass-{m.key}.png" for m in METHODS + DIT_METHODS}
+    assert "6 pictures of 256x64 in 1 step each" in printed.out
+
+
 def test_threads_of_generate(generate, monkeypatch):
-    def recorded(pipe, advance, **arguments):
+    def recorded(pipe, advance, arguments):
         counts.append(torch.get_num_threads())
-        return pipelines.paint(pipe, advance, **arguments)
+        return run(pipe, advance, arguments)
 
     counts: list[int] = []
-    monkeypatch.setattr(generate_module, "paint", recorded)
+    run = generate_module.run
+    monkeypatch.setattr(generate_module, "run", recorded)
     with pipelines.cpu_threads(2):
         assert generate() == generate("--threads", "3") == 0
         monkeypatch.setattr(pipelines, "SMALL", 0)
@@ -187,11 +212,11 @@ def test_threads_of_generate(generate, monkeypatch):
 
 
 def test_ctrl_c_while_painting_is_130_and_leaves_no_file(generate, tmp_path, monkeypatch):
-    def interrupt(pipe, advance, **arguments):
-        return original(pipe, lambda: signal.raise_signal(signal.SIGINT), **arguments)
+    def interrupt(pipe, advance, arguments):
+        return original(pipe, lambda: signal.raise_signal(signal.SIGINT), arguments)
 
-    original = pipelines.paint
-    monkeypatch.setattr(generate_module, "paint", interrupt)
+    original = generate_module.run
+    monkeypatch.setattr(generate_module, "run", interrupt)
     assert generate() == 130
     assert not list(tmp_path.iterdir())
 
@@ -240,6 +265,7 @@ def test_demo_figures_have_what_the_table_shows(demo_run):
     out, printed = demo_run
     rows = json.loads((out / "figures.json").read_text())
     assert [row["method"] for row in rows] == [method.name for method in METHODS]
+    assert {row["model"] for row in rows} == {"UNet"}
     assert all(row["method"] in printed for row in rows)
     assert [row["computed"] for row in rows] == [1.0, 1.5, 2.0, 1.0]
     for row, method in zip(rows, METHODS, strict=True):
@@ -269,11 +295,8 @@ def pipe(tiny_model):
 
 
 def test_batches_are_pooled_as_one(pipe):
-    method, canvas = METHODS[1], demo_module.Canvas((16, 16), 4)
-    whole, parts = (
-        demo_module.paint_one(pipe, method, "a", "a", canvas, [0, 1, 2], batch, lambda: None, num_inference_steps=2)
-        for batch in (3, 2)
-    )
+    jobs = [painting.make_job(pipe, None, 4, batch, 3, steps=2) for batch in (3, 2)]
+    whole, parts = (painting.paint_one(job, METHODS[1], "a", "a", [0, 1, 2], lambda: None) for job in jobs)
     assert parts.pictures == pytest.approx(whole.pictures, abs=1e-4)
     assert parts.disagreement == pytest.approx(whole.disagreement, rel=1e-4)
     assert len(whole.disagreement) == 2
@@ -285,8 +308,8 @@ def test_large_models_are_painted_one_by_one_on_all_threads(tiny_model, tmp_path
         return pipelines.paint(pipe, advance, **arguments)
 
     calls: list[tuple[int, int]] = []
-    monkeypatch.setattr(demo_module, "paint", recorded)
-    monkeypatch.setattr(demo_module, "METHODS", METHODS[:1])
+    monkeypatch.setattr(painting, "paint", recorded)
+    monkeypatch.setattr(painting, "methods_for", lambda pipe: METHODS[:1])
     monkeypatch.setattr(demo_module, "write_report", lambda painted, out: None)
     arguments = ["demo", "--model", str(tiny_model), "--out", str(tmp_path), "--tiles", "4", "--seeds", "2"]
     arguments += ["--steps", "1", "-p", "a"]
@@ -300,7 +323,7 @@ def test_large_models_are_painted_one_by_one_on_all_threads(tiny_model, tmp_path
 @pytest.mark.parametrize(("sample", "native"), [(8, (16, 16)), ((8, 16), (16, 32)), (None, (128, 128))])
 def test_native_size(sample, native, pipe):
     pipe.unet.register_to_config(sample_size=sample)
-    assert demo_module.native_size(pipe) == native
+    assert pipelines.native_size(pipe) == native
 
 
 def test_a_model_id_is_passed_as_it_was_given(monkeypatch):
@@ -335,7 +358,7 @@ def test_demo_leaves_no_half_file_when_stopped(tiny_model, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
-    monkeypatch.setattr(demo_module, "METHODS", METHODS[:1])
+    monkeypatch.setattr(painting, "methods_for", lambda pipe: METHODS[:1])
     arguments = ["demo", "--model", str(tiny_model), "--out", str(tmp_path), "--tiles", "4", "--seeds", "1"]
     assert main([*arguments, "--steps", "1", "-p", "a"]) == 130
     assert not list(tmp_path.iterdir())
@@ -344,6 +367,8 @@ def test_demo_leaves_no_half_file_when_stopped(tiny_model, tmp_path, monkeypatch
 def test_coupled_tiles_share_no_position_and_blended_ones_do():
     assert [method.options(64)["overlap"] for method in METHODS] == [(0, 0), (0, 16), (0, 32), (0, 0)]
     assert [method.conv_halo for method in METHODS] == [False, False, False, True]
+    assert [method.options(64)["halo"] for method in DIT_METHODS] == [(0, 0), (0, 16)]
+    assert not any(any(method.options(64)["overlap"]) for method in DIT_METHODS)
 
 
 @pytest.mark.parametrize(("step", "seamless"), [(0.0, True), (0.4, False)])

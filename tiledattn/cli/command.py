@@ -23,10 +23,12 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error 
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; default one for a small model, as torch has it for another.")
 ]
-SHIPPED_GUIDANCE = 1.5
 MAX_SEED = 2**63 - 1
 # Arguments of the library that options carry the names of.
-OPTIONS = ("size", "tile", "overlap", "halo", "wrap", "norm", "window", "halo_schedule", "backend", "highlight", "out")
+OPTIONS = (
+    *("size", "tile", "overlap", "halo", "wrap", "norm", "window", "halo_schedule", "backend", "highlight", "out"),
+    *("positions", "timestep_shift", "jitter", "region"),
+)
 
 
 class UsageError(ValueError):
@@ -73,7 +75,7 @@ def bad_usage(option: str | None = None, **other_names: str) -> Iterator[None]:
 
 def _with_option(message: str, other_names: dict[str, str]) -> str:
     """ "halo_schedule: ..." as "--halo-schedule: ...", "tile height: ..." as "--tile: height: ..."."""
-    found = re.match(r"(\w+)(?: (height|width))?: ", message)
+    found = re.match(r"(\w+)(?: (frames|height|width))?: ", message)
     name = other_names.get(found[1], found[1]) if found else ""
     if found is None or name not in OPTIONS:
         return message

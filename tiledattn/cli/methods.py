@@ -21,10 +21,11 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One way of tiling. `overlap` and `halo` are in shares of the tile, as 1/n; 0 is none."""
+    """One way of tiling a model. `overlap` and `halo` are in shares of the tile, as 1/n; 0 is none."""
 
     key: str
     name: str
+    model: str = "UNet"
     overlap: int = 0
     halo: int = 0
     conv_halo: bool = False
@@ -42,12 +43,22 @@ class Method:
         }
 
 
-METHODS = (
+UNET_METHODS = (
     Method("alone", "tiles alone"),
     Method("blend25", "blended, 25% overlap", overlap=4),
     Method("blend50", "blended, 50% overlap", overlap=2),
     Method("coupled", "coupled, no overlap", halo=8, conv_halo=True, norm="canvas"),
 )
+# Nothing but attention crosses between a transformer's tokens, so that its halo is all the coupling there is.
+DIT_METHODS = (
+    Method("dit-alone", "tiles alone", "DiT"),
+    Method("dit-coupled", "coupled, no overlap", "DiT", halo=4),
+)
+
+
+def methods_for(pipe: Any) -> tuple[Method, ...]:
+    """The ways to tile a pipeline that the demo compares."""
+    return UNET_METHODS if getattr(pipe, "unet", None) is not None else DIT_METHODS
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +73,7 @@ class Painted:
         pictures: [seeds, 3, H, W] in [0, 1].
         seconds: per picture.
         disagreement: RMS in the overlaps at each step; empty without overlap.
+        steps: of denoising.
     """
 
     method: Method
@@ -71,6 +83,7 @@ class Painted:
     pictures: NDArray[np.floating[Any]]
     seconds: float
     disagreement: tuple[float, ...]
+    steps: int = 0
 
     @property
     def computed(self) -> float:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import whole_file
-from ..models import textures_unet
-from .command import UsageError, bad_usage, check_out
+from .calls import paints_video, run
+from .command import bad_usage
+from .shipped import Shipped, shipped
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +20,16 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SMALL = 30_000_000  # parameters; Stable Diffusion 1.5 has 860 million
-# What the shipped model was trained on, in the words of its prompts.
-MATERIALS = frozenset(
-    ("brick", "bricks", "mortar", "grass", "lawn", "gravel", "stones", "stars", "galaxies", "space", "sky")
-)
 
 
 def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") -> Any:
     """A diffusers pipeline on its device, without progress bars or messages.
 
     Args:
-        model: a directory or a hub id; None for the shipped model, which needs no network.
+        model: a directory, a hub id or the name of a shipped model; None for the first of those. They need no network.
         device: "auto" (CUDA where there is one, else the CPU) or a torch device.
-        dtype: "auto" (float16 on CUDA, else float32), "float32", "float16" or "bfloat16".
+        dtype: "auto" (on CUDA float16 for a UNet and bfloat16 for a transformer, else float32), "float32", "float16" or
+            "bfloat16".
 
     Raises:
         ImportError: diffusers or transformers is missing; names the extra.
@@ -46,15 +42,16 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
     place = _device(device)
     import torch
 
-    kind = getattr(torch, dtype) if dtype != "auto" else torch.float16 if place.type == "cuda" else torch.float32
     diffusers = _quiet_diffusers()
-    source = textures_unet() if model is None else model
-    local = Path(source).is_dir()
-    if model is None and not Path(source, "model_index.json").is_file():
-        raise FileNotFoundError(f"the shipped model is missing from {source}; reinstall, or give --model")
+    known = shipped(model)
+    if known is not None and not Path(known.folder, "model_index.json").is_file():
+        raise FileNotFoundError(f"the shipped model is missing from {known.folder}; reinstall, or give --model")
+    source = known.folder if known is not None else model
+    local = Path(str(source)).is_dir()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            kind = getattr(torch, dtype) if dtype != "auto" else _dtype_for(diffusers, source, place, local)
             pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=kind, local_files_only=local)
     except (OSError, ValueError) as error:
         if local:
@@ -67,27 +64,32 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
     return pipe.to(place)
 
 
-def native_size(pipe: Any) -> tuple[int, int]:
-    """The model's native (height, width) in pixels.
+def native_size(pipe: Any, known: Shipped | None = None) -> tuple[int, int]:
+    """The model's native (height, width) in pixels; a shipped one's is known.
 
     Raises:
         TypeError, ValueError: a pipeline that can't be tiled.
     """
+    if known is not None:
+        return known.native
     from ..diffusers import enable_tiling
 
     with enable_tiling(pipe) as handle:
-        (height, width), pixels = handle.options.tile, handle.options.pixels
+        (height, width), pixels = handle.options.tile[-2:], handle.options.pixels
     return height * pixels, width * pixels
 
 
 def paint(pipe: Any, advance: Callable[[], None], **arguments: Any) -> Any:
-    """Runs a pipeline, calling `advance` after every denoising step; returns its output."""
+    """Runs a pipeline, calling `advance` after every denoising step; returns its pictures.
 
-    def step_done(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        advance()
-        return tensors
-
-    return pipe(callback_on_step_end=step_done, **arguments)
+    A pipeline for video paints one frame.
+    """
+    if not paints_video(pipe):
+        return run(pipe, advance, arguments)
+    arguments = {**arguments, "num_frames": 1}
+    if "num_images_per_prompt" in arguments:
+        arguments["num_videos_per_prompt"] = arguments.pop("num_images_per_prompt")
+    return [video[0] for video in run(pipe, advance, arguments)]
 
 
 def progress_bar() -> Any:
@@ -107,27 +109,20 @@ def progress_bar() -> Any:
     )
 
 
-def note_vocabulary(model: str | None, prompts: Iterable[str]) -> None:
-    """One line on stderr for each prompt that names nothing the shipped model knows, where it is the one to paint."""
-    if model is not None and Path(model).resolve() != Path(textures_unet()).resolve():
-        return
-    for text in prompts:
-        if MATERIALS.isdisjoint(re.findall(r"\w+", text.casefold())):
-            print(
-                f"tiledattn: note: the shipped model knows brick, grass, gravel and stars; {text!r} names none of them",
-                file=sys.stderr,
-            )
-
-
 def threads_for(pipe: Any, threads: int | None) -> int | None:
     """The CPU threads asked for; by default one for a small model, whose threads would mostly wait for one another."""
     return 1 if threads is None and is_small(pipe) else threads
 
 
 def is_small(pipe: Any) -> bool:
-    """Whether a pipeline's denoiser is about as small as the shipped one."""
-    model = getattr(pipe, "unet", None)
+    """Whether a pipeline's denoiser is about as small as the shipped ones."""
+    model = denoiser(pipe)
     return model is not None and sum(p.numel() for p in model.parameters()) <= SMALL
+
+
+def denoiser(pipe: Any) -> Any | None:
+    """A pipeline's UNet or transformer."""
+    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
 
 
 @contextmanager
@@ -149,11 +144,14 @@ def save_picture(picture: Any, path: str | os.PathLike[str]) -> None:
         picture.save(temporary)
 
 
-def check_picture_path(path: Path) -> None:
-    """Raises UsageError for an ending that is no picture's, and a path that can't be written."""
-    if path.suffix.lower() not in PICTURES:
-        raise UsageError(f"--out: got {str(path)!r}; its ending must be one of {', '.join(PICTURES)}")
-    check_out(path)
+def _dtype_for(diffusers: Any, source: Any, place: torch.device, local: bool) -> torch.dtype:
+    """What suits a pipeline: activations of transformers leave float16's range."""
+    import torch
+
+    if place.type != "cuda":
+        return torch.float32
+    parts = diffusers.DiffusionPipeline.load_config(source, local_files_only=local)
+    return torch.float16 if "unet" in parts else torch.bfloat16
 
 
 def _device(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from .methods import Painted
 class Row:
     """The figures of one method; intervals pool seeds within prompts and average over prompts."""
 
+    model: str
     method: str
     tiles: int
     computed: float
@@ -37,6 +38,7 @@ def measure(painted: Sequence[Painted]) -> Row:
     first = painted[0]
     steps = [step for one in painted for step in one.disagreement]
     return Row(
+        model=first.method.model,
         method=first.method.name,
         tiles=first.layout.num_tiles,
         computed=first.computed,
@@ -59,6 +61,7 @@ def print_table(rows: Sequence[Row]) -> None:
     if not all(math.isnan(row.seam_contrast.low) for row in rows):
         title += "; below each value its 95% interval over prompts and seeds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("model")
     table.add_column("method")
     for name in ("tiles", "computed\nper\nposition", "seconds\nper\npicture"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -66,6 +69,7 @@ def print_table(rows: Sequence[Row]) -> None:
         table.add_column(name, justify="center", no_wrap=True)
     for row in rows:
         table.add_row(
+            row.model,
             row.method,
             str(row.tiles),
             f"{row.computed:.2f}",
@@ -81,12 +85,12 @@ def print_table(rows: Sequence[Row]) -> None:
     console.print(table)
 
 
-def summary(painted: Sequence[Painted], steps: int, seconds: float) -> str:
+def summary(painted: Sequence[Painted], seconds: float) -> str:
     """One sentence on what was painted."""
-    first = painted[0]
     count = sum(len(one.pictures) for one in painted)
-    height, width = first.layout.size
-    return f"{count} pictures of {width}x{height} in {steps} steps each: {seconds:.0f} s"
+    height, width = painted[0].layout.size
+    steps = " or ".join(str(number) for number in dict.fromkeys(one.steps for one in painted))
+    return f"{count} pictures of {width}x{height} in {steps} step{'s' * (steps != '1')} each: {seconds:.0f} s"
 
 
 def _seams(one: Painted) -> tuple[Any, Any]:

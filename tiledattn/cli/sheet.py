@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from ..files import whole_file
 from ..geometry import TileLayout
 from ..metrics import seam_lines
 from ..plotting import shared_runs
-from .methods import METHODS, Painted
+from .methods import Painted
 from .report import Row
 
 DPI = 100
 PICTURE_WIDTH = 768
 LABEL, GAP, STRIP, HEADER, BLOCK, FOOTER = 285, 84, 24, 78, 34, 24
+LINE, LETTER = 18, 8  # of the caption, pixels a line and a letter
 INK, GREY, TILE, SHARED, WRAP = "#20262e", "#7b8594", "#c3cad6", "#3b5bdb", "#e8590c"
 
 
@@ -30,30 +32,34 @@ def draw_sheet(painted: Sequence[Painted], rows: Sequence[Row], path: Path) -> N
 
     Args:
         painted: everything that was painted; the first seed of each is shown.
-        rows: the figures, one row per method in the order of `METHODS`.
+        rows: the figures, one row per method in the order that they were painted in.
         path: a .png.
     """
     from matplotlib.figure import Figure
 
     prompts = list(dict.fromkeys(one.prompt for one in painted))
+    methods = list(dict.fromkeys(one.method for one in painted))
     columns = min(2, len(prompts))
     bands = -(-len(prompts) // columns)
     zoom = max(1, PICTURE_WIDTH // painted[0].layout.size[1])
     height, width = (n * zoom for n in painted[0].layout.size)
     lane = STRIP + height + 12
+    caption = textwrap.wrap(_caption(painted), (LABEL + columns * (width + GAP)) // LETTER)
+    header = HEADER + LINE * (len(caption) - 1)
     total = (
         LABEL + columns * (width + GAP),
-        HEADER + bands * (BLOCK + lane * len(METHODS)) + FOOTER,
+        header + bands * (BLOCK + lane * len(methods)) + FOOTER,
     )
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
-    _write(figure, total, 24, 30, "The same noise, tiled four ways", size=17, weight="bold", color=INK)
-    _write(figure, total, 24, 58, _caption(painted), size=10.5, color=GREY)
+    _write(figure, total, 24, 30, f"The same noise, tiled {len(methods)} ways", size=17, weight="bold", color=INK)
+    for number, line in enumerate(caption):
+        _write(figure, total, 24, 58 + LINE * number, line, size=10.5, color=GREY)
     for place, prompt in enumerate(prompts):
         band, column = divmod(place, columns)
-        top, left = HEADER + band * (BLOCK + lane * len(METHODS)), LABEL + column * (width + GAP)
+        top, left = header + band * (BLOCK + lane * len(methods)), LABEL + column * (width + GAP)
         _write(figure, total, left, top + 16, prompt, size=12.5, weight="bold", color=INK)
         _write(figure, total, left + width + 12, top + 16, "contrast", size=8.5, color=GREY)
-        for lane_number, method in enumerate(METHODS):
+        for lane_number, method in enumerate(methods):
             one = next(o for o in painted if o.prompt == prompt and o.method is method)
             y = top + BLOCK + lane_number * lane
             _draw_strip(_axes(figure, total, left, y, width, STRIP), one)
@@ -110,7 +116,7 @@ def _draw_strip(axes: Any, one: Painted) -> None:
         place = (line + shift) % width
         if line or not layout.wrap[1]:
             axes.plot([place, place], [0.02, 0.26], color=INK, linewidth=1.1)
-        if one.method.conv_halo and 0 < place < width:
+        if one.method.halo and 0 < place < width:
             style = {"arrowstyle": "<->", "color": SHARED, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (place - reach, 0.61), (place + reach, 0.61), arrowprops=style)
     if layout.wrap[1]:
@@ -118,7 +124,7 @@ def _draw_strip(axes: Any, one: Painted) -> None:
 
 
 def _label(figure: Any, total: tuple[float, float], y: float, row: Row) -> None:
-    _write(figure, total, 24, y - 30, row.method, size=12, weight="bold", color=INK)
+    _write(figure, total, 24, y - 30, f"{row.model}: {row.method}", size=12, weight="bold", color=INK)
     _write(figure, total, 24, y - 8, f"{row.tiles} tiles, {row.computed:.2f} computed per position", size=9, color=GREY)
     _write(figure, total, 24, y + 12, f"seam contrast {row.seam_contrast}", size=9.5, color=INK)
     _write(figure, total, 24, y + 31, f"tone step {row.tone_step}", size=9.5, color=INK)
