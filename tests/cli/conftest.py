@@ -10,6 +10,13 @@ import torch
 
 
 @pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+    """A CLIP tokenizer, for pipelines that have one."""
+    pytest.importorskip("transformers")
+    return _tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that `from_pretrained` opens."""
     pytest.importorskip("diffusers")
