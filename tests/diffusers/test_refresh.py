@@ -107,6 +107,13 @@ def test_how_many_tiles_run() -> None:
     assert grid((4, 42), mask_of(4, 42, slice(0, 1), slice(41, 42)), wrap=(False, True)) == (1, 11)
 
 
+def test_an_axis_that_tiles_go_round_more_closely_than_their_step_stays_whole() -> None:
+    """Four tiles of 5 round 16 positions begin every 4; three of them alone would begin every 5."""
+    layout = ta.TileLayout((4, 16), (4, 5), 0, (False, True))
+    part, place = Refresh(None, (1,)).part(layout, None, (8, 8), (0, 1))
+    assert CanvasView(part, "auto", place).origins == layout.origins
+
+
 def call(unet: Any, height: int, width: int, kind: str = "sd", **options: Any) -> tuple[Tensor, Any]:
     x, t, kwargs = unet_inputs(kind, height, width)
     with td.enable_tiling(unet, **options) as tiling:

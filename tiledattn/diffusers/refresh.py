@@ -170,8 +170,9 @@ def _stretch(layout: TileLayout, axis: int, indices: set[int], reach: int | None
     """(start, length) of the shortest run of tiles that holds some tiles and all that lie in their reach."""
     size, tile = layout.size[axis], layout.tile[axis]
     origins, wrap = layout.axis_origins[axis], layout.wrap[axis]
-    uneven = wrap and len({b - a for a, b in zip(origins, [*origins[1:], origins[0] + size], strict=True)}) > 1
-    if reach is None or uneven or len(origins) == 1:
+    # a layout of its own has a step of tile - overlap; a periodic axis may have another, or several
+    apart = wrap and any(b - a != layout.step[axis] for a, b in zip(origins, [*origins[1:], size], strict=True))
+    if reach is None or apart or len(origins) == 1:
         return 0, size
     rounds = (-size, 0, size) if wrap else (0,)
     near = [i + turn for i in _at(origins, indices) for turn in rounds]
