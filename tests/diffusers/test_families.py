@@ -85,6 +85,22 @@ def test_several_tiles(case: Case, dtype: torch.dtype) -> None:
 
 
 @EVERY
+@pytest.mark.filterwarnings("ignore:In CPU autocast", "ignore:Mismatch dtype")
+def test_autocast(case: Case) -> None:
+    """Norms of queries and keys may give float32 there, and values are half."""
+    model, call = case.build(), case.call(case.size, 2, torch.float32)
+
+    def rounding() -> float:
+        want = run(model, call)
+        with torch.autocast("cpu", torch.bfloat16):
+            return error(run(model, call).float(), want)
+
+    untiled = rounding()
+    with td.enable_tiling(model, tile=case.tile, unit="latent"):
+        assert rounding() < 2 * untiled + 0.01
+
+
+@EVERY
 def test_rows_are_told_apart(case: Case) -> None:
     """Guidance copies: the rows of the batch in another order come out in that order."""
     model, call = case.build(), case.call(case.size, 2, torch.float32)

@@ -15,6 +15,7 @@ from ..geometry import TileLayout
 from ..ops import Rotary
 from .rows import RowByRow
 from .traced import pack_places
+from .turning import Turns
 
 
 class Layer(Protocol):
@@ -40,6 +41,7 @@ class Frame:
         behind: tokens behind the canvas's that lie beside it (reference images), where text isn't last.
         layer: the self-attention layer under way that has not attended yet.
         text_lengths: how many text tokens stand before the canvas's in each row [T*B], int64, where rows differ.
+        turns: what turns the rows of tiles whose texts differ in length to one place; None: they stand there.
         rows: collects the rows of a layer whose processor attends to them one at a time.
         size: the canvas that a transformer is called with, in the layout's unit; the layout may cover a part of it.
         origins: where tiles begin on that canvas.
@@ -60,6 +62,7 @@ class Frame:
     behind: int = 0
     layer: Layer | None = None
     text_lengths: Tensor | None = None
+    turns: Turns | None = None
     rows: RowByRow | None = None
     size: tuple[int, ...] = ()
     origins: tuple[tuple[int, ...], ...] = ()

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .frame import CurrentFrame, Frame, Layer
 from .traced import attend_rows
+from .turning import turn_rows
 from .weak import Weak
 
 _CACHES = ("pyramid_attention_broadcast", "taylorseer_cache")
@@ -86,7 +87,10 @@ def _attend(
         )
     frame.layer = None
     mask = _prefix_mask(attn_mask, layer, query.shape[0], prefix, shift)
+    query, key, value = _autocast(query, key, value)
     q, k, v = (_moved(x, shift, 2).transpose(1, 2) for x in (query, key, value))  # [T*B, S, H, D]
+    if frame.turns is not None:
+        q, k = turn_rows(q, frame.turns), turn_rows(k, frame.turns)
     with frame.pause():
         out = attend_rows(q, k, v, mask, frame.places, prefix, frame.weight, scale, frame.rotary, frame.backend)
     return _moved(out.transpose(1, 2), -shift, 2)
@@ -101,6 +105,15 @@ def _attend_row(frame: Frame, query: Tensor, key: Tensor, value: Tensor, **kwarg
         return _attend(frame, q, k, v, mask, **kwargs)
 
     return rows.attend(attend, query, key, value)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast hands to `F.scaled_dot_product_attention`: norms of queries and keys give float32 there."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 def _moved(x: Tensor, shift: int | Tensor, dim: int) -> Tensor:

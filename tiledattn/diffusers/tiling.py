@@ -27,6 +27,7 @@ from .schedule import CountedSteps, SchedulerSteps, halo_weight
 from .sdpa import CrossTileMode, MarkedLayers
 from .shift import TileShift
 from .swapping import ProcessorSwap
+from .turning import turns_of_angles
 from .vae import CircularDecode
 from .view import CanvasView, Place
 from .weak import Weak
@@ -227,6 +228,9 @@ class Tiling:
         if lengths is not None:
             frame.text_lengths = torch.tensor(lengths, device=canvas.device)
         frame.behind = family.tokens_behind(call, context)
+        angles = family.row_angles(call, context, model, lengths)
+        if angles is not None:
+            frame.turns = turns_of_angles(angles, canvas)
         if self._shift is not None and not torch.compiler.is_compiling():
             self._shift.follow(several=layout.num_tiles > 1)
         self.layout = layout

@@ -234,6 +234,16 @@ class Family(ABC):
         """
         return None
 
+    def row_angles(
+        self, call: dict[str, Any], context: CallContext, model: Any, lengths: tuple[int, ...] | None
+    ) -> Tensor | None:
+        """By what radians the rows of tiles must be turned to stand where the first tile's do, [T*B, D / 2].
+
+        For models that place the canvas behind the text on a rotary axis; None where tiles agree. `lengths` are what
+        `text_lengths` gave.
+        """
+        return None
+
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """The canvas [B, C, *size] among the arguments; raises for arguments that can't be tiled."""
         self.check_call(call)

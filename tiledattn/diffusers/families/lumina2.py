@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...ops import Rotary
+from ..turning import angles_of_rows
 from .base import CallContext, Family, axial_frequencies
 
 
@@ -41,9 +42,14 @@ class Lumina2Family(Family):
 
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; the first axis counts the caption, height and width follow."""
-        rope = model.rope_embedder
-        table = axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:]
+        table = _frequencies(model)[1:]
         return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
+
+    def row_angles(
+        self, call: dict[str, Any], context: CallContext, model: Any, lengths: tuple[int, ...] | None
+    ) -> Tensor | None:
+        """The canvas stands behind the caption."""
+        return None if lengths is None else angles_of_rows(lengths, context.batch, _frequencies(model)[0])
 
     def text_lengths(self, call: dict[str, Any], context: CallContext) -> tuple[int, ...] | None:
         """The captions' lengths, where they differ."""
@@ -54,3 +60,9 @@ class Lumina2Family(Family):
         """The text with its mask."""
         text, mask, _, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+
+
+def _frequencies(model: Any) -> Tensor:
+    """Radians per token of caption, height and width, [3, D / 2]."""
+    rope = model.rope_embedder
+    return axial_frequencies(tuple(rope.axes_dim), float(rope.theta))

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ...ops import Rotary
+from ..turning import angles_of_rows
 from .base import CallContext, Family, axial_frequencies
+
+FILLED = 32  # tokens; the model fills up sequences to multiples of it
 
 _OMNI = "images to edit (Z-Image Omni) lie on canvases of their own"
 
@@ -55,8 +58,15 @@ class ZImageFamily(Family):
 
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; the first axis counts the caption, height and width follow."""
-        table = axial_frequencies(tuple(model.axes_dims), float(model.rope_theta))[1:]
+        table = _frequencies(model)[1:]
         return Rotary(table.to(context.call[self.canvas][0].device), interleaved=True)
+
+    def row_angles(
+        self, call: dict[str, Any], context: CallContext, model: Any, lengths: tuple[int, ...] | None
+    ) -> Tensor | None:
+        """The canvas stands behind the caption, filled up."""
+        starts = [-(-len(caption) // FILLED) * FILLED for caption in call["cap_feats"]]
+        return angles_of_rows(starts, context.batch, _frequencies(model)[0])
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """The list of pictures [C, 1, height, width], stacked.
@@ -103,6 +113,11 @@ class ZImageFamily(Family):
         """The caption, [1, tokens, C]."""
         captions, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"cap_feats": captions[0].unsqueeze(0)}
+
+
+def _frequencies(model: Any) -> Tensor:
+    """Radians per token of caption, height and width, [3, D / 2]."""
+    return axial_frequencies(tuple(model.axes_dims), float(model.rope_theta))
 
 
 def _types(items: list[Any]) -> str:
