@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,24 @@ def pipeline(vae: AutoencoderKLWan, model: transformer.Denoiser, tokenizer: T5To
     )
 
 
+def _for_older_releases(folder: Path) -> None:
+    """Spell the tokenizer as older releases of transformers read it.
+
+    To newer ones both names are one class; to older ones the shorter is another, and no list of extra tokens is empty.
+    """
+    index, settings = folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"
+    index.write_text(index.read_text(encoding="utf-8").replace('"T5Tokenizer"', '"T5TokenizerFast"'))
+    kept = json.loads(settings.read_text(encoding="utf-8")) | {"tokenizer_class": "T5TokenizerFast"}
+    kept.pop("extra_special_tokens", None)
+    settings.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
 def save(pipe: WanPipeline, out: Path, facts: dict[str, Any]) -> None:
     """Write the pipeline in half precision; the finished directory takes the old one's place at the end."""
     package.save(
         pipe,
         out,
-        lambda half, folder: None,
+        lambda half, folder: _for_older_releases(folder),
         lambda half, megabytes: package.card(
             _CARD,
             command="python bench/train_small_dit.py --out tiledattn/models/textures_dit",

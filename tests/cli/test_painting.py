@@ -192,7 +192,7 @@ def test_the_demo_compares_both_shipped_models(tmp_path, capsys):
     rows = json.loads((tmp_path / "figures.json").read_text())
     assert [(row["model"], row["method"]) for row in rows] == [(m.model, m.name) for m in METHODS + DIT_METHODS]
     assert {path.name for path in tmp_path.glob("grass-*.png")} == {f"grass-{m.key}.png" for m in METHODS + DIT_METHODS}
-    assert "6 pictures of 256x64 in 1 step each" in printed.out
+    assert "7 pictures of 256x64 in 1 step each" in printed.out
 
 
 def test_threads_of_generate(generate, monkeypatch):
@@ -367,8 +367,8 @@ def test_demo_leaves_no_half_file_when_stopped(tiny_model, tmp_path, monkeypatch
 def test_coupled_tiles_share_no_position_and_blended_ones_do():
     assert [method.options(64)["overlap"] for method in METHODS] == [(0, 0), (0, 16), (0, 32), (0, 0)]
     assert [method.conv_halo for method in METHODS] == [False, False, False, True]
-    assert [method.options(64)["halo"] for method in DIT_METHODS] == [(0, 0), (0, 16)]
-    assert not any(any(method.options(64)["overlap"]) for method in DIT_METHODS)
+    assert [method.options(64)["halo"] for method in DIT_METHODS] == [(0, 0), (0, 0), (0, 32)]
+    assert [method.options(64)["overlap"] for method in DIT_METHODS] == [(0, 0), (0, 16), (0, 0)]
 
 
 @pytest.mark.parametrize(("step", "seamless"), [(0.0, True), (0.4, False)])

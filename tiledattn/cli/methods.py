@@ -49,10 +49,11 @@ UNET_METHODS = (
     Method("blend50", "blended, 50% overlap", overlap=2),
     Method("coupled", "coupled, no overlap", halo=8, conv_halo=True, norm="canvas"),
 )
-# Nothing but attention crosses between a transformer's tokens, so that its halo is all the coupling there is.
+# Nothing but attention crosses between a transformer's tokens: its halo is all the coupling there is, and is wider.
 DIT_METHODS = (
     Method("dit-alone", "tiles alone", "DiT"),
-    Method("dit-coupled", "coupled, no overlap", "DiT", halo=4),
+    Method("dit-blend25", "blended, 25% overlap", "DiT", overlap=4),
+    Method("dit-coupled", "coupled, wide halo", "DiT", halo=2),
 )
 
 
