@@ -92,6 +92,18 @@ def test_law_4_with_a_controlnet(pipe: Any, guidance: float) -> None:
         assert error(paint(pipe, **run), want) < ROUNDING
 
 
+def test_one_controlnet_for_two_images(sd: Any) -> None:
+    net = make_net(sd.unet)
+    forward, pipe = set(vars(net)), with_net(sd, StableDiffusionControlNetPipeline, [net, net])
+    run: dict[str, Any] = {"image": [control(128, 128), control(128, 128, seed=4)], "height": 128, "width": 128}
+    want = paint(pipe, **run)
+    with td.enable_tiling(pipe, **ALL) as tiling:
+        assert len(tiling.companions) == 1
+        assert error(paint(pipe, **run), want) < ROUNDING
+    assert set(vars(net)) == forward
+    assert torch.equal(paint(pipe, **run), want)
+
+
 @pytest.mark.parametrize("taken", [{"halo": 0}, {"conv_halo": False}, {"norm": "tile"}])
 def test_the_controlnet_needs_each_coupling(taken: dict[str, Any]) -> None:
     """The ControlNet alone, so that no coupling of the UNet can hide what its own lack."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -355,6 +356,23 @@ def test_a_swapped_unet_is_restored_by_its_handle(sd: Any) -> None:
         sd.unet = make_unet("sd")
     assert "forward" not in vars(unet)
     assert facts(sd.vae) == vae
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_pipeline_with_another_unet_gets_rid_of_its_tiling(sd: Any, again: bool) -> None:
+    old, want = sd.unet, paint(sd, output_type="pt")
+    before = facts(old), facts(sd.vae), set(vars(sd))
+    td.enable_tiling(sd, tile=32, wrap=True)
+    sd.unet = make_unet("sd")
+    copied = copy.deepcopy(sd)
+    if again:
+        td.enable_tiling(sd, tile=64)
+        assert facts(sd.vae) == before[1]
+    td.disable_tiling(sd)
+    assert (facts(old), facts(sd.vae), set(vars(sd))) == before
+    sd.unet = old
+    assert torch.equal(paint(sd, output_type="pt"), want)
+    td.disable_tiling(copied)
 
 
 def test_saving_a_tiled_pipeline_saves_the_plain_one(sd: Any, tmp_path: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -14,7 +14,7 @@ from .options import Model, Options, Schedule, make_options
 from .prompts import RegionPrompts
 from .refresh import Refreshed, check_refreshed_pipeline
 from .regions import Region
-from .tiling import Tiling, check_caches, tiling_of
+from .tiling import Tiling, check_caches, tiling_held_by, tiling_of
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 
@@ -141,12 +141,10 @@ def enable_tiling(
     ]
     tiling = tilings[0]
     tilings += [_guide_tiling(model, pipe, options, prompts) for model in guides]
-    tiling.companions = tuple(tilings[1:])
+    tiling.lead(tilings[1:])
     tiling.check_processors()
-    for model in (*models, *guides):
-        before = tiling_of(model)
-        if before is not None:
-            before.disable()
+    for before in _present(pipe, models, guides):
+        before.disable()
     tiling.install()
     return tiling
 
@@ -206,17 +204,22 @@ def disable_tiling(pipe_or_model: Any) -> None:
         TypeError: not a pipeline or a model.
     """
     pipe, models = _resolve(pipe_or_model)
-    for model in (*models, *([] if pipe is None else _guides(pipe))):
-        tiling = tiling_of(model)
-        if tiling is not None:
-            tiling.disable()
+    for tiling in _present(pipe, models, [] if pipe is None else _guides(pipe)):
+        tiling.disable()
+
+
+def _present(pipe: Any | None, models: list[Any], guides: list[Any]) -> list[Tiling]:
+    """The tilings in force on models, and on a pipeline that had another model when it was tiled."""
+    found = [tiling_of(model) for model in (*models, *guides)]
+    found.append(None if pipe is None else tiling_held_by(pipe))
+    return [tiling for tiling in found if tiling is not None]
 
 
 def _resolve(target: Any) -> tuple[Any | None, list[Any]]:
     """The pipeline, if it is one, and its denoisers, without torch.compile's wrapper."""
     if isinstance(target, DiffusionPipeline):
         found = [getattr(target, name, None) for name in DENOISERS]
-        return target, [getattr(model, "_orig_mod", model) for model in found if model is not None]
+        return target, _distinct(found)
     if isinstance(target, nn.Module):
         return None, [getattr(target, "_orig_mod", target)]
     raise TypeError(
@@ -230,7 +233,13 @@ def _guides(pipe: Any) -> list[Any]:
     net = getattr(pipe, "controlnet", None)
     net = getattr(net, "_orig_mod", net)
     nets = getattr(net, "nets", [] if net is None else [net])
-    return [getattr(each, "_orig_mod", each) for each in nets]
+    return _distinct(nets)
+
+
+def _distinct(models: Iterable[Any]) -> list[Any]:
+    """Models without torch.compile's wrapper, each once; None is left out."""
+    plain = [getattr(model, "_orig_mod", model) for model in models if model is not None]
+    return list({id(model): model for model in plain}.values())
 
 
 def _check_pipeline(pipe: Any, models: list[Any], guides: list[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,8 @@ from .turning import turns_of_angles
 from .vae import CircularDecode
 from .view import CanvasView, Place
 from .weak import Weak
+
+_ATTRIBUTE = "_tiledattn_tiling"
 
 OnTiles = Callable[[Tensor, TileLayout, int], None]
 
@@ -59,6 +61,7 @@ class Tiling:
         companion: bool = False,
     ) -> None:
         changed = None if companion else pipe  # one tiling acts on the VAE, the scheduler and the choice of sizes
+        self._changed = None if changed is None else Weak(changed)
         self.options = options
         self.layout: TileLayout | None = None
         self.on_tiles: OnTiles | None = None
@@ -116,6 +119,9 @@ class Tiling:
             remove_hook(model)
             self._layers.restore(model)
             self._placing.restore()
+        pipe = None if self._changed is None else self._changed()
+        if pipe is not None and tiling_held_by(pipe) is self:
+            delattr(pipe, _ATTRIBUTE)
         if self._asked is not None:
             self._asked.remove()
         if self._shift is not None:
@@ -148,6 +154,13 @@ class Tiling:
             setattr(copied, name, () if name == "companions" else copy.deepcopy(value, memo))
         return copied
 
+    def lead(self, companions: Sequence[Tiling]) -> None:
+        """Makes tilings of the pipeline's other models companions, which count steps together."""
+        self.companions = tuple(companions)
+        for companion in companions:
+            if isinstance(self._steps, CountedSteps):
+                companion._steps = self._steps
+
     def check_processors(self) -> None:
         """Raises TypeError for an attention layer whose processor can't run on tiles."""
         for tiling in (self, *self.companions):
@@ -167,6 +180,9 @@ class Tiling:
         self._follow_vae()
         if self._prompts is not None and not self._is_companion:
             self._prompts.install()
+        pipe = None if self._changed is None else self._changed()
+        if pipe is not None:
+            setattr(pipe, _ATTRIBUTE, _Held(self))
         for companion in self.companions:
             companion.install()
 
@@ -305,6 +321,22 @@ def tiling_of(model: nn.Module) -> Tiling | None:
     hook = installed_hook(model)
     tiling = None if hook is None else getattr(hook.run, "__self__", None)
     return tiling if isinstance(tiling, Tiling) else None
+
+
+class _Held:
+    """What a pipeline remembers its tiling by, whatever models it has got since; a copied pipeline's has the copy."""
+
+    def __init__(self, tiling: Tiling | None) -> None:
+        self.tiling = tiling
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        return _Held(memo.get(id(self.tiling)))
+
+
+def tiling_held_by(pipe: Any) -> Tiling | None:
+    """The tiling that acts on a pipeline's parts, or None."""
+    held = vars(pipe).get(_ATTRIBUTE)
+    return held.tiling if isinstance(held, _Held) else None
 
 
 def check_caches(model: nn.Module) -> None:

@@ -82,6 +82,19 @@ def test_two_denoisers() -> None:
     assert not tiling.companions[0].enabled
 
 
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_two_denoisers_count_steps_together(num_steps: int | None) -> None:
+    pipe, seen = wan(transformer_2=transformer(seed=1), boundary_ratio=0.7), []
+
+    def schedule(step: int, steps: int) -> float:
+        seen.append((step, steps))
+        return 0.5
+
+    with td.enable_tiling(pipe, tile=TILE, halo_schedule=schedule, num_steps=num_steps):
+        film(pipe, num_inference_steps=4, **CALL)
+    assert seen == [(step, 4) for step in range(4) for _ in range(2)]
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_timesteps_of_tokens(given: bool) -> None:
     """Wan 2.2 5B: each token has its timestep, a given frame's is 0."""
