@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_transformers import CASES, Case
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiledattn.diffusers as td
 from tiledattn import TileLayout
@@ -118,6 +119,22 @@ def test_rotary_frequencies_are_where_the_canvas_is(case: Case) -> None:
     context = CallContext(CanvasView(TileLayout(case.size, case.tile)), 1, (1,) * len(case.size), call=on_meta(call))
     rotary = family.rotary(model, context)
     assert rotary is None or rotary.frequencies.device.type == "meta"
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses to read a tensor's values, which on a GPU would wait for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@EVERY
+def test_rotary_frequencies_need_no_waiting(case: Case) -> None:
+    model, call = case.build(), case.call(case.size, 1, torch.float32)
+    context = CallContext(CanvasView(TileLayout(case.size, case.tile)), 1, (1,) * len(case.size), call=call)
+    with NoReading():
+        family_of(model).rotary(model, context)
 
 
 def on_meta(value: Any) -> Any:

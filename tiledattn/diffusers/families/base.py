@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...geometry import TileLayout
 from ...ops import Rotary
+from ...ops.rotary import unchecked_rotary
 from ..frame import CurrentFrame
 from ..sdpa import MarkedLayers
 from ..shift import linear_shift
@@ -338,6 +339,12 @@ def axial_frequencies(dims: tuple[int, ...], theta: float) -> Tensor:
         table[axis, start : start + dim // 2] = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         start += dim // 2
     return table
+
+
+def device_rotary(frequencies: Tensor, like: Tensor, interleaved: bool = True) -> Rotary:
+    """A family's frequencies on the device of `like`, whose values aren't read: that would wait for the device."""
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64  # MPS has no float64
+    return unchecked_rotary(frequencies.to(like.device, dtype), interleaved)
 
 
 def _product(values: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ops import Rotary
-from .base import VIDEO, CallContext, Family, axial_frequencies
+from .base import VIDEO, CallContext, Family, axial_frequencies, device_rotary
 from .video import timesteps_of_tiles, vae_factors
 
 Crop = tuple[tuple[int, int], tuple[int, int]]
@@ -62,7 +62,7 @@ class CogVideoXFamily(Family):
         dim = model.config.attention_head_dim
         table = axial_frequencies((dim // 4, dim // 8 * 3, dim // 8 * 3), 10000.0)
         steps = torch.tensor(self._steps(model, self._grid(model, context.layout.tile)), dtype=torch.float64)
-        return Rotary((table * steps[:, None]).to(context.call[self.canvas].device), interleaved=True)
+        return device_rotary(table * steps[:, None], context.call[self.canvas])
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """[B, frames, C, height, width] -> [B, C, frames, height, width]."""

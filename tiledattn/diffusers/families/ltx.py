@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops import Rotary
-from .base import VIDEO, CallContext, Family
+from .base import VIDEO, CallContext, Family, device_rotary
 from .video import noisiest, timesteps_of_tiles, vae_factors
 
 
@@ -70,7 +70,7 @@ class LTXVideoFamily(Family):
         scale = context.call.get("rope_interpolation_scale")
         units = [1.0] * 3 if scale is None else [float(s) / b for s, b in zip(scale, _bases(rope), strict=True)]
         table = fractional_frequencies(rope.dim, config.num_attention_heads, rope.theta, units)
-        return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
+        return device_rotary(table, context.call[self.canvas])
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """Packed tiles, their shape; timesteps of tokens (image to video) are cut, with "canvas" coordinates, too."""

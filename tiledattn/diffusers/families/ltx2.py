@@ -13,7 +13,7 @@ from ...geometry.axis import axis_owners
 from ...ops import Rotary
 from ..frame import CurrentFrame, Frame
 from ..sdpa import MarkedLayers
-from .base import VIDEO, CallContext, Family
+from .base import VIDEO, CallContext, Family, device_rotary
 from .ltx import VIDEO_SIZE, check_patch, fractional_frequencies, pack, unpack, unpack_tokens
 from .video import FamilyHook, HookedLayers, noisiest, timesteps_of_tiles, vae_factors
 
@@ -107,7 +107,7 @@ class LTX2VideoFamily(Family):
         rope, factors = model.rope, model.config.vae_scale_factors
         units = [0.0, factors[1] / rope.base_height, factors[2] / rope.base_width]
         table = fractional_frequencies(rope.dim, rope.num_attention_heads, rope.theta, units)
-        return Rotary(table.to(context.call[self.canvas].device), interleaved=rope.rope_type == "interleaved")
+        return device_rotary(table, context.call[self.canvas], rope.rope_type == "interleaved")
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """Packed tiles, their shape and coordinates; timesteps and marks of tokens are cut, all else is repeated.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ops import Rotary
 from ..turning import angles_of_rows
-from .base import CallContext, Family, axial_frequencies
+from .base import CallContext, Family, axial_frequencies, device_rotary
 
 
 class Lumina2Family(Family):
@@ -43,7 +43,7 @@ class Lumina2Family(Family):
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; the first axis counts the caption, height and width follow."""
         table = _frequencies(model)[1:]
-        return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
+        return device_rotary(table, context.call[self.canvas])
 
     def row_angles(
         self, call: dict[str, Any], context: CallContext, model: Any, lengths: tuple[int, ...] | None

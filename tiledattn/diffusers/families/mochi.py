@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...ops import Rotary
 from ..frame import CurrentFrame, Frame
 from ..rows import RowByRow
 from ..sdpa import MarkedLayers
-from .base import VIDEO, CallContext, Family
+from .base import VIDEO, CallContext, Family, device_rotary
 from .video import FamilyHook, HookedLayers, timesteps_of_tiles, vae_factors
 
 
@@ -55,8 +54,8 @@ class MochiFamily(Family):
         """Pairs of neighbouring channels, turned by all axes; steps in height and width go by the tile's area."""
         _, height, width = (n // p for n, p in zip(context.layout.tile, self.patch(model), strict=True))
         step = (model.rope.target_area / (height * width)) ** 0.5
-        learned = model.pos_frequencies.detach().to(context.call[self.canvas].device, torch.float64)
-        return Rotary(learned * learned.new_tensor([1.0, step, step])[:, None, None], interleaved=True)
+        learned = model.pos_frequencies.detach().float()
+        return device_rotary(learned * learned.new_tensor([1.0, step, step])[:, None, None], context.call[self.canvas])
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """All conditioning is repeated; the mask of the text always goes along."""

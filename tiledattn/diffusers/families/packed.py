@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ops import Rotary
-from .base import CallContext, Family, axial_frequencies
+from .base import CallContext, Family, axial_frequencies, device_rotary
 
 Grid = tuple[int, int]
 
@@ -49,10 +49,9 @@ class PackedFamily(Family):
 
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; image, row and column turn a share of them each."""
-        rope, device = model.pos_embed, context.call[self.canvas].device
+        rope = model.pos_embed
         table = axial_frequencies(tuple(rope.axes_dim), float(rope.theta))[1:3]
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        return Rotary(table.to(device, dtype), interleaved=True)
+        return device_rotary(table, context.call[self.canvas])
 
     def check_call(self, call: dict[str, Any]) -> None:
         """Raises for arguments that can't be tiled, and for attention arguments that aren't known."""

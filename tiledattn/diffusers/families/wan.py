@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...ops import Rotary
-from .base import VIDEO, CallContext, Family, axial_frequencies
+from .base import VIDEO, CallContext, Family, axial_frequencies, device_rotary
 from .video import noisiest
 
 
@@ -44,7 +44,7 @@ class WanFamily(Family):
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; time, height and width turn a share of them each."""
         table = axial_frequencies((model.rope.t_dim, model.rope.h_dim, model.rope.w_dim), 10000.0)
-        return Rotary(table.to(context.call[self.canvas].device), interleaved=True)
+        return device_rotary(table, context.call[self.canvas])
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """Timesteps of tokens (Wan 2.2 5B, [B, tokens]) are cut like the canvas."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ops import Rotary
 from ..turning import angles_of_rows
-from .base import CallContext, Family, axial_frequencies
+from .base import CallContext, Family, axial_frequencies, device_rotary
 
 FILLED = 32  # tokens; the model fills up sequences to multiples of it
 
@@ -59,7 +59,7 @@ class ZImageFamily(Family):
     def rotary(self, model: Any, context: CallContext) -> Rotary | None:
         """Pairs of neighbouring channels; the first axis counts the caption, height and width follow."""
         table = _frequencies(model)[1:]
-        return Rotary(table.to(context.call[self.canvas][0].device), interleaved=True)
+        return device_rotary(table, context.call[self.canvas][0])
 
     def row_angles(
         self, call: dict[str, Any], context: CallContext, model: Any, lengths: tuple[int, ...] | None
