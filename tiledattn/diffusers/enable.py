@@ -80,6 +80,7 @@ def enable_tiling(
         timestep_shift: how many tokens decide the timestep shift of pipelines that have one (Flux, SD 3.5, Qwen-Image,
             Z-Image, ...): "tile" (a larger canvas takes a tile's, as in training) or "canvas" (untouched). A scheduler
             set later is followed from the second run on; the first is refused where its shift would be the canvas's.
+            Pipelines that share the scheduler, whatever they paint with, take the shift as well.
         backend: backend of the operations, "auto" or a name from `tiledattn.backends()`.
         unit: what tile, overlap and halo are counted in: "pixel" (default; frames on a time axis) or "latent", the only
             one for a bare model: positions of the denoiser's input, which are latents, or 2x2 latents where the

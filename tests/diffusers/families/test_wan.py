@@ -9,10 +9,14 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from tiny_diffusers import quiet, shake
+from tiny_transformers import randn
+from tiny_transformers.wan import _wan as tiny_wan
+from tiny_transformers.wan import _wan_call as tiny_wan_call
 
 import tiledattn.diffusers as td
 from tiledattn.diffusers.families import family_of
 
+from ..test_families import run
 from .texts import word_tokenizer
 from .video_parts import check_video_pipeline, error, film, flow, photo, umt5_encoder, unipc, wan_vae
 
@@ -93,6 +97,19 @@ def test_two_denoisers_count_steps_together(num_steps: int | None) -> None:
     with td.enable_tiling(pipe, tile=TILE, halo_schedule=schedule, num_steps=num_steps):
         film(pipe, num_inference_steps=4, **CALL)
     assert seen == [(step, 4) for step in range(4) for _ in range(2)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_features_of_first_and_last_frames(batch: int) -> None:
+    """Two rows of images for one of the canvas batch."""
+    model = tiny_wan(image_dim=16, pos_embed_seq_len=10, added_kv_proj_dim=24)()
+    call = {**tiny_wan_call((3, 8, 16), batch, torch.float32)}
+    call["encoder_hidden_states_image"] = randn(2 * batch, 5, 16, seed=3)
+    want = run(model, call)
+    swapped = run(model, {**call, "encoder_hidden_states_image": call["encoder_hidden_states_image"].flip(0)})
+    assert error(swapped, want) > 1e-3
+    with td.enable_tiling(model, tile=(3, 8, 8), halo="all", unit="latent"):
+        assert error(run(model, call), want) < 1e-5
 
 
 @pytest.mark.parametrize("given", [False, True])

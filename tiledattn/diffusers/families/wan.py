@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...ops import Rotary
@@ -47,8 +48,16 @@ class WanFamily(Family):
         return device_rotary(table, context.call[self.canvas])
 
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
-        """Timesteps of tokens (Wan 2.2 5B, [B, tokens]) are cut like the canvas."""
+        """Timesteps of tokens (Wan 2.2 5B, [B, tokens]) are cut like the canvas.
+
+        A model of first and last frames takes two rows of images for one of the canvas batch.
+        """
+        images, pairs = call.get("encoder_hidden_states_image"), model.config.pos_embed_seq_len is not None
+        if isinstance(images, Tensor) and pairs and images.shape[0] == 2 * context.batch:
+            call = {**call, "encoder_hidden_states_image": torch.unflatten(images, 0, (-1, 2))}
         new = super().tile_call(call, tiles, context, model)
+        if call.get("encoder_hidden_states_image") is not images:
+            new["encoder_hidden_states_image"] = new["encoder_hidden_states_image"].flatten(0, 1)
         timestep = call["timestep"]
         if timestep.ndim == 2:
             grid = tuple(n // p for n, p in zip(context.size, self.patch(model), strict=True))
