@@ -43,7 +43,7 @@ class Frame:
         text_lengths: how many text tokens stand before the canvas's in each row [T*B], int64, where rows differ.
         turns: what turns the rows of tiles whose texts differ in length to one place; None: they stand there.
         rows: collects the rows of a layer whose processor attends to them one at a time.
-        size: the canvas that a transformer is called with, in the layout's unit; the layout may cover a part of it.
+        size: the canvas that a transformer is called with, in positions; the layout may cover a part of it.
         origins: where tiles begin on that canvas.
 
     With tokens also `tile_tokens`, the number of canvas tokens of a tile; `crosses`, whether attention crosses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -89,8 +90,8 @@ class CallContext:
 
     def cut_tokens(self, name: str, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[B, tokens of `grid` in row-major order, ...] -> [T*B, tokens of a tile, ...]."""
-        if x.shape[1] != _product(grid):
-            raise ValueError(f"{name}: got {x.shape[1]} tokens; the canvas has {grid}, {_product(grid)} tokens")
+        if x.shape[1] != math.prod(grid):
+            raise ValueError(f"{name}: got {x.shape[1]} tokens; the canvas has {grid}, {math.prod(grid)} tokens")
         rest = x.shape[2:]
         flat = x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)  # [B, C, tokens]
         tiles = self.cut(name, torch.unflatten(flat, 2, grid))
@@ -345,10 +346,3 @@ def device_rotary(frequencies: Tensor, like: Tensor, interleaved: bool = True) -
     """A family's frequencies on the device of `like`, whose values aren't read: that would wait for the device."""
     dtype = torch.float32 if like.device.type == "mps" else torch.float64  # MPS has no float64
     return unchecked_rotary(frequencies.to(like.device, dtype), interleaved)
-
-
-def _product(values: tuple[int, ...]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class CogVideoXFamily(Family):
                 f"image_rotary_emb: got {'a table' if rotary is not None else None}, but the model's configuration has "
                 f"use_rotary_positional_embeddings={model.config.use_rotary_positional_embeddings}"
             )
-        tokens = _product(self._grid(model, (canvas.shape[1], *canvas.shape[3:])))
+        tokens = math.prod(self._grid(model, (canvas.shape[1], *canvas.shape[3:])))
         if rotary is not None and len(rotary[0]) != tokens:
             raise ValueError(f"image_rotary_emb: got {len(rotary[0])} tokens; the canvas has {tokens}")
         return canvas.transpose(1, 2)
@@ -156,10 +157,3 @@ class CogVideoXFamily(Family):
             )
         cos, sin = table
         return cos, sin
-
-
-def _product(values: tuple[int, ...]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
