@@ -71,7 +71,10 @@ def generate(
     ] = None,
     tile: Annotated[str | None, typer.Option(help="Tile in pixels: N, WxH, or WxHxF (frames); default native.")] = None,
     overlap: Annotated[str, typer.Option(help="Pixels (and frames) that adjacent tiles share, as --tile.")] = "0",
-    halo: Annotated[str | None, typer.Option(help='Pixels (and frames) seen beyond a tile, or "all".')] = None,
+    halo: Annotated[
+        str | None,
+        typer.Option(help='Pixels (and frames) seen beyond a tile, or "all"; default an eighth of the tile.'),
+    ] = None,
     norm: Annotated[str, typer.Option(help="Statistics of group norms: tile, neighbours or canvas.")] = "canvas",
     conv_halo: Annotated[bool, typer.Option(help="Convolutions read their neighbours' positions.")] = True,
     window: Annotated[str, typer.Option(help="Blend weights: uniform, hann, linear or gaussian.")] = "hann",

@@ -37,7 +37,7 @@ def check_output(path: Path, frames: int | None, fps: int | None) -> None:
     elif ending not in ANIMATED and (frames or 1) > 1:
         raise UsageError(
             f"--frames: got {frames}, and {path.name!r} holds one picture; end --out in {', '.join(ANIMATED)}, or "
-            f"number the frames: {path.stem}-%03d{path.suffix}"
+            f"number the frames: {path.stem}-%03d{path.suffix}; for a picture leave --frames out"
         )
     elif fps is not None and not holds_video(path) and (frames or 1) == 1:
         raise UsageError(f"--fps: {path.name!r} holds one picture; leave it out, or end --out in .gif or .mp4")

@@ -54,6 +54,10 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
             kind = getattr(torch, dtype) if dtype != "auto" else _dtype_for(diffusers, source, place, local)
             pipe = diffusers.DiffusionPipeline.from_pretrained(source, dtype=kind, local_files_only=local)
     except (OSError, ValueError) as error:
+        if local and not Path(str(source), "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"--model: the folder {model!r} has no model_index.json; give one that save_pretrained wrote"
+            ) from error
         if local:
             raise
         raise FileNotFoundError(

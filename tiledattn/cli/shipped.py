@@ -46,11 +46,11 @@ def shipped(model: str | None) -> Shipped | None:
 
 
 def note_vocabulary(known: Shipped | None, prompts: Iterable[str]) -> None:
-    """One line on stderr for each prompt that names nothing the shipped models know, where one of them paints it."""
+    """One line on stderr for each prompt that names nothing that the shipped model knows; none for an empty one."""
     if known is None:
         return
     for text in prompts:
-        if MATERIALS.isdisjoint(re.findall(r"\w+", text.casefold())):
+        if text.strip() and MATERIALS.isdisjoint(re.findall(r"\w+", text.casefold())):
             print(
                 f"tiledattn: note: the shipped model knows brick, grass, gravel and stars; {text!r} names none of them",
                 file=sys.stderr,

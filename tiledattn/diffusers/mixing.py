@@ -179,7 +179,7 @@ def _check_lengths(name: str, rows: Tensor, prompts: Sequence[Tensor]) -> None:
         raise ValueError(
             f"regions: {name}: a region's prompt has shape {tuple(wrong[0].shape[1:])} and the call's own "
             f"{tuple(rows.shape[1:])}; this model has no mask to make them equally long; write prompts of as many "
-            "tokens"
+            "tokens, or pass the max_sequence_length that prompt_embeds were encoded with"
         )
 
 

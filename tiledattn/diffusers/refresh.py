@@ -103,9 +103,10 @@ def read_refresh(refresh: Any) -> Refresh | None:
             raise ValueError("refresh: the mask is 0 everywhere; there is nothing to refresh")
         return Refresh(mask > 0)
     if isinstance(refresh, (str, bytes)) or not isinstance(refresh, Sequence):
+        kind = type(refresh).__name__
+        got = f"{refresh!r} ({kind})" if isinstance(refresh, (str, int, float)) else f"a {kind}"
         raise TypeError(
-            f"refresh: got {refresh!r} ({type(refresh).__name__}); expected a mask [height, width] as a tensor, or "
-            "a list of tile indices"
+            f"refresh: got {got}; expected a mask [height, width] as a torch tensor, or a list of tile indices"
         )
     for index in refresh:
         if isinstance(index, bool) or not isinstance(index, int):

@@ -59,5 +59,5 @@ def family_of(model: Any) -> Family:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.classes)
     raise TypeError(
-        f"can't tile a {type(model).__name__}; supported denoisers are {known}; docs/families.md tells how to add one"
+        f"can't tile {type(model).__name__}; supported denoisers are {known}; docs/families.md tells how to add one"
     )
