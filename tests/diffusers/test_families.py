@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiledattn.diffusers as td
 from tiledattn import TileLayout
 from tiledattn.diffusers.families import FAMILIES, family_of
+from tiledattn.diffusers.families.unet import UNetFamily
 from tiledattn.diffusers.families.base import CallContext
 from tiledattn.diffusers.view import CanvasView
 
@@ -180,3 +181,13 @@ def snapshot(model: Any) -> dict[str, Any]:
         name: (set(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks), id(getattr(m, "processor", None)))
         for name, m in model.named_modules()
     }
+
+
+@EVERY
+def test_the_default_halo(case: Case) -> None:
+    """A quarter of the tile where attention is all that crosses borders, an eighth beside convolutions."""
+    model = case.build()
+    family = family_of(model)
+    part = 8 if isinstance(family, UNetFamily) else 4
+    halo = td.enable_tiling(model, tile=case.tile, unit="latent").options.halo
+    assert halo == tuple(0 if family.no_halo else max(1, n // part) for n in case.tile)

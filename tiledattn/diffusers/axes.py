@@ -85,19 +85,19 @@ def read_overlap(overlap: Extent, axes: tuple[AxisUnit, ...], tile: tuple[int, .
 
 
 def read_halo(
-    halo: Extent | str | None, axes: tuple[AxisUnit, ...], tile: tuple[int, ...]
+    halo: Extent | str | None, axes: tuple[AxisUnit, ...], tile: tuple[int, ...], part: int
 ) -> tuple[int, ...] | Literal["all"]:
-    """The halo in positions; an eighth of the tile where `halo` doesn't speak of an axis, unless it is 0 elsewhere."""
-    eighth = tuple(max(1, length // 8) for length in tile)
+    """The halo in positions; tile / `part` where `halo` doesn't speak of an axis, unless it is 0 elsewhere."""
+    shares = tuple(max(1, length // part) for length in tile)
     if halo is None:
-        return eighth
+        return shares
     if isinstance(halo, str):
         if halo != "all":
             raise ValueError(f'halo: got {halo!r}; expected an int, {_names(axes)} or "all"')
         return "all"
     values = _spread("halo", halo, axes, 0)
     out = []
-    for axis, value, share in zip(axes, values, eighth, strict=True):
+    for axis, value, share in zip(axes, values, shares, strict=True):
         if value is None:
             out.append(share if any(values) else 0)
         else:

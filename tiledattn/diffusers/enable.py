@@ -58,7 +58,7 @@ def enable_tiling(
             the canvas. Frames are counted as the model's VAE wants them (4k + 1 for most).
         overlap: what adjacent tiles share, given like `tile`, 0 on axes that aren't given; 0 needs no blending.
         halo: how far attention sees beyond a tile's border, given like `tile`, or "all"; default an eighth of the tile
-            per axis. 0 leaves attention alone.
+            per axis, a quarter for transformers, where nothing else crosses borders. 0 leaves attention alone.
         window: weights of overlapping tiles: "uniform", "hann", "linear", "gaussian", or 1-D tensors, one per axis, as
             long as the tile in latents, unused on an axis with one tile.
         wrap: which axes are periodic, a bool or one per axis: (False, True) is a 360-degree panorama, True a seamless
@@ -163,6 +163,7 @@ def _options(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Options
         has_vae=getattr(pipe, "vae", None) is not None or hasattr(pipe, "vae_scale_factor"),
         has_scheduler=pipe is not None,
         no_halo=family.no_halo,
+        halo_part=family.halo_part,
         no_canvas_positions=family.no_canvas_positions,
         no_regions=_no_regions(family, pipe),
     )

@@ -36,6 +36,7 @@ class Model:
     has_vae: bool
     has_scheduler: bool
     no_halo: str | None
+    halo_part: int
     no_canvas_positions: str | None
     no_regions: str | None
 
@@ -142,7 +143,7 @@ def make_options(
     axes = _axes(_unit(unit, model), model)
     tiles = read_tile(tile, axes, model.native_tile)
     overlaps = read_overlap(overlap, axes, tiles)
-    reach = read_halo(halo, axes, tiles)
+    reach = read_halo(halo, axes, tiles, model.halo_part)
     wraps = read_wrap(wrap, axes)
     if not isinstance(conv_halo, bool):
         raise TypeError(f"conv_halo: got {conv_halo!r}; expected True or False")

@@ -150,6 +150,8 @@ class Family(ABC):
     """Classes of attention processors that these layers may have: each row's output depends on that row alone."""
     text: Literal["none", "first", "last"] = "none"
     """Where tokens that lie on no canvas position (text) stand in self-attention, relative to the canvas's."""
+    halo_part: int = 4
+    """The default halo is the tile's length divided by it: transformers have nothing else that crosses borders."""
     no_halo: str | None = None
     """Why attention can't cross tile borders, in one sentence; None where it can."""
     positions: str = ""

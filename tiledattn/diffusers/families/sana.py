@@ -29,7 +29,7 @@ class SanaFamily(Family):
     cross_attention = r"transformer_blocks\.\d+\.attn2"
     processors = ("SanaLinearAttnProcessor2_0", "SanaAttnProcessor2_0")
     no_halo = (
-        "its attention is linear, sums over all tokens that no softmax tells apart, so tiles are blended only; "
+        "Sana's attention is linear, sums over all tokens that no softmax tells apart, so tiles are blended only; "
         "its convolutions cross borders"
     )
     positions = "absolute, or none"

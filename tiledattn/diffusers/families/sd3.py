@@ -57,12 +57,15 @@ class SD3Family(Family):
     def tile_call(self, call: dict[str, Any], tiles: Tensor, context: CallContext, model: Any) -> dict[str, Any]:
         """Conditioning repeated; with positions "canvas" the table must cover the canvas."""
         tokens = int(model.config.pos_embed_max_size)
-        largest = [tokens * p for p in self.patch(model)]
+        largest = tuple(tokens * p for p in self.patch(model))
+        pixels = tuple(n * scale for n, scale in zip(largest, context.pixels, strict=True))
+        covers = f"the model's table of positions covers {largest} latents, {pixels} pixels, at most"
+        if any(n > m for n, m in zip(context.layout.tile, largest, strict=True)):
+            raise ValueError(f"tile: got {context.layout.tile} latents; {covers}; use smaller tiles")
         if context.positions == "canvas" and any(n > m for n, m in zip(context.size, largest, strict=True)):
-            pixels = [n * scale for n, scale in zip(largest, context.pixels, strict=True)]
             raise ValueError(
-                f'positions: "canvas" got a canvas of {context.size} latents; the model\'s table covers '
-                f'{tuple(largest)} latents, {tuple(pixels)} pixels, at most; use positions="tile", or a smaller canvas'
+                f'positions: "canvas" got a canvas of {context.size} latents; {covers}; use positions="tile", or a '
+                "smaller canvas"
             )
         return super().tile_call(call, tiles, context, model)
 

@@ -60,6 +60,7 @@ class UNetFamily(Family):
     canvas = "sample"
     step_from_scheduler = False
     has_couplings = True
+    halo_part = 8
     positions = "none"
     no_canvas_positions = "a UNet's tokens have no positions"
 
