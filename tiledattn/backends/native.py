@@ -17,7 +17,7 @@ NAME = "cpu"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RUNS_ON = "x86-64 and ARM CPUs, where the native library was built"
 PROVEN_ON = ("x86-64 CPU with AVX-512 and bfloat16, 2026-11-20",)
-OPS: tuple[str, ...] = ()
+OPS = ("extract_tiles", "blend_tiles", "pad_tiles")
 
 INTERFACE = 1  # of the operators' schemas; the library says which one it was built with
 
@@ -69,3 +69,34 @@ def instruction_set(name: str = "") -> str:
     """The instruction set that kernels use; a name ("auto", "portable", "avx2", ...) chooses another."""
     chosen: str = torch.ops.tiledattn.native_instruction_set(name)
     return chosen
+
+
+def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
+    """Cuts [B, C, *size] (any strides) into [T, B, C, *tile] (contiguous): one pass, each row copied once."""
+    out = canvas.new_empty((layout.num_tiles, *canvas.shape[:2], *layout.tile))
+    torch.ops.tiledattn.extract_tiles_cpu(canvas, out, layout.as_ints())
+    return out
+
+
+def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...]) -> Tensor:
+    """Blends [T, B, C, *tile] (any strides) into [B, C, *size] (contiguous), each position written once.
+
+    Args:
+        tiles: the tile batch.
+        layout: how the canvas is cut.
+        weights: per axis the normalised weights of every tile, [tiles on the axis, tile], contiguous, float32
+            (float64 for float64).
+
+    Every position is accumulated in the weights' precision, tiles in ascending order.
+    """
+    out = tiles.new_empty((*tiles.shape[1:3], *layout.size))
+    torch.ops.tiledattn.blend_tiles_cpu(tiles, weights, out, layout.as_ints())
+    return out
+
+
+def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], ...]) -> Tensor:
+    """Adds a ring from the owners, (before, after) positions per axis, zeros outside the canvas, in one pass."""
+    padded = (before + w + after for w, (before, after) in zip(layout.tile, pad, strict=True))
+    out = tiles.new_empty((*tiles.shape[:3], *padded))
+    torch.ops.tiledattn.pad_tiles_cpu(tiles, out, layout.as_ints(), [p for ends in pad for p in ends])
+    return out
