@@ -154,6 +154,12 @@ int64_t attention_scratch_bytes(const AttentionCall& call, int threads) {
   return crew_size(call, schedule, threads) * larger(plain, paired) * int64_t{sizeof(float)} + kAlignment;
 }
 
+int64_t attention_scratch_limit(int64_t head_dim, int threads) {
+  const int64_t plain = attention_memory(head_dim, 1, INT32_MAX, kPanelRows).total;
+  const int64_t paired = attention_memory(head_dim, 2, INT32_MAX, kPanelRows).total;
+  return threads * larger(plain, paired) * int64_t{sizeof(float)} + kAlignment;
+}
+
 void attention(const AttentionCall& call, void* scratch, const Parallel& parallel) {
   const Schedule schedule = make_schedule(call, parallel.threads);
   if (schedule.items == 0) return;

@@ -55,9 +55,12 @@ struct AttentionCall {
 /// pointers name, which is the caller's to check.
 const char* attention_error(const AttentionCall& call);
 
-/// Bytes of memory that `attention` needs for itself with `threads` threads. Bounded: it grows with neither the canvas,
-/// the number of tiles nor the halo; at most about a megabyte and a half per thread for head dims up to 128.
+/// Bytes of memory that `attention` needs for itself with `threads` threads.
 int64_t attention_scratch_bytes(const AttentionCall& call, int threads);
+
+/// The most that it needs for any call of a head dim: it grows with neither the canvas, the tiles nor the halo, only
+/// with the threads. At head dim 128 in float32 about 1.3 MB a thread, less than K and V of 1300 tokens.
+int64_t attention_scratch_limit(int64_t head_dim, int threads);
 
 /// Runs the call. `scratch` holds attention_scratch_bytes(call, parallel.threads) bytes, of any alignment. The result
 /// doesn't depend on the number of threads.
