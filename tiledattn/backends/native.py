@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .native_attention import cross_tile_attention as cross_tile_attention
+
 if TYPE_CHECKING:
     from ..geometry import TileLayout
 
@@ -17,7 +19,7 @@ NAME = "cpu"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RUNS_ON = "x86-64 and ARM CPUs, where the native library was built"
 PROVEN_ON = ("x86-64 CPU with AVX-512 and bfloat16, 2026-11-20",)
-OPS = ("extract_tiles", "blend_tiles", "pad_tiles")
+OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
 
 INTERFACE = 1  # of the operators' schemas; the library says which one it was built with
 
@@ -62,6 +64,8 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
         return f"{op}: tensors on {device}; the cpu backend needs them on the CPU"
     if dtype not in DTYPES:
         return f"{op}: {dtype} is not supported, only float16, bfloat16, float32 and float64"
+    if op == "cross_tile_attention" and dtype == torch.float64:
+        return f"{op}: {dtype} is not supported, only float16, bfloat16 and float32"
     return None
 
 
