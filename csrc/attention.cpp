@@ -56,8 +56,8 @@ Schedule make_schedule(const AttentionCall& call, int threads) {
 }
 
 AttentionMemory memory_of(const AttentionCall& call, const Schedule& schedule, InstructionSet set) {
-  const int64_t rows = larger(smaller(schedule.prefix.size, schedule.prefix.rows),
-                              smaller(schedule.canvas.size, schedule.canvas.rows));
+  const int64_t rows =
+      larger(smaller(schedule.prefix.size, schedule.prefix.rows), smaller(schedule.canvas.size, schedule.canvas.rows));
   return attention_memory(call.head_dim, attention_pack(call.type, set), schedule.most_columns, rows);
 }
 
@@ -112,8 +112,8 @@ struct Crew {
 };
 
 int64_t crew_size(const AttentionCall& call, const Schedule& schedule, int threads) {
-  const double products = static_cast<double>(call.tiles) * call.batch * call.heads * call.sequence *
-                          schedule.most_columns * call.head_dim;
+  const double products =
+      static_cast<double>(call.tiles) * call.batch * call.heads * call.sequence * schedule.most_columns * call.head_dim;
   const double paying = 1.0 + products / kProductsPerThread;
   const int64_t most = smaller(threads, schedule.items);
   return paying < static_cast<double>(most) ? static_cast<int64_t>(paying) : most;

@@ -46,7 +46,8 @@ inline std::string text_of(const std::vector<int64_t>& values) {
 inline void require_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
   bool same = tensor.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(static_cast<int64_t>(i)) == expected[i];
-  require(same, name, ": shape is ", shape_of(tensor), "; expected ", text_of(expected));
+  if (same) return;  // before the message is put together
+  require(false, name, ": shape is ", shape_of(tensor), "; expected ", text_of(expected));
 }
 
 inline void require_on_cpu(const char* name, const Tensor& tensor) {

@@ -28,8 +28,8 @@ AttentionType attention_type(const Tensor& q) {
 AttentionTensor read_tokens(const char* name, const Tensor& x, const Tensor& q) {
   require_on_cpu(name, x);
   require_type(name, x, q.scalar_type());
-  require(x.dim() == 5, name, ": shape is ", shape_of(x), "; expected 5 dims");
-  require(x.size(4) == 1 || x.stride(4) == 1, name, ": the last dim has stride ", x.stride(4), "; expected 1");
+  if (x.dim() != 5) require(false, name, ": shape is ", shape_of(x), "; expected 5 dims");
+  require(x.size(4) == 1 || x.stride(4) == 1, name, ": the last dim is strided; expected a dense one");
   return {x.const_data_ptr(), {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}};
 }
 
@@ -99,7 +99,7 @@ void cross_tile_attention_cpu(Tensor q, Tensor k, Tensor v, std::optional<Tensor
   read_runs(call, class_of_tile, run_starts, runs);
   read_results(call, q, out, lse);
   const char* error = attention_error(call);
-  require(!error, "cross_tile_attention on q ", shape_of(q), ", k ", shape_of(k), ": ", error ? error : "");
+  if (error) require(false, "cross_tile_attention on q ", shape_of(q), ", k ", shape_of(k), ": ", error);
   const Parallel threads = torch_threads();
   const std::unique_ptr<char[]> scratch(new char[attention_scratch_bytes(call, threads.threads)]);
   attention(call, scratch.get(), threads);

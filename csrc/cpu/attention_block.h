@@ -33,9 +33,7 @@ inline void score_group(const QueryBlock& block, const KeyBlock& seen, int64_t k
   const float* keys = seen.keys + key * seen.key_row;
   const float* queries = block.queries;
   Vec sum[kGroup][V];
-  TILEDATTN_UNROLL for (auto& row : sum) {
-    TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero();
-  }
+  TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
   for (int64_t u = 0; u < seen.units; ++u, queries += V * kWidth) {
     Vec query[V];
     TILEDATTN_UNROLL for (int j = 0; j < V; ++j) query[j] = load(queries + j * kWidth);

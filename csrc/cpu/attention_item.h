@@ -35,10 +35,10 @@ struct AttentionItem {
 
 /// Sizes and places in floats (or 32-bit pairs) of one thread's memory.
 struct AttentionMemory {
-  int64_t chunk;     // keys packed at once
-  int64_t key_row;   // packed elements of a key or query, each a float or a pair
-  int64_t value_row; // head dim, padded to groups
-  int64_t blocks;    // blocks of rows whose sums are kept
+  int64_t chunk;      // keys packed at once
+  int64_t key_row;    // packed elements of a key or query, each a float or a pair
+  int64_t value_row;  // head dim, padded to groups
+  int64_t blocks;     // blocks of rows whose sums are kept
   int64_t keys, values, offsets, bias, queries, weights, sums, states, total;
 };
 
@@ -68,10 +68,10 @@ inline int64_t attention_pack(AttentionType type, InstructionSet set) {
   return type == AttentionType::bfloat16 && set == InstructionSet::avx512_bf16 ? 2 : 1;
 }
 
-#define TILEDATTN_DECLARE_ATTENTION(isa)                                                                       \
-  namespace isa {                                                                                              \
-  void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places,     \
-                      float* memory);                                                                          \
+#define TILEDATTN_DECLARE_ATTENTION(isa)                                                                   \
+  namespace isa {                                                                                          \
+  void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places, \
+                      float* memory);                                                                      \
   }
 TILEDATTN_FOR_EACH_ISA(TILEDATTN_DECLARE_ATTENTION)
 #undef TILEDATTN_DECLARE_ATTENTION

@@ -74,8 +74,8 @@ struct Work {
   const AttentionItem& item;
   const AttentionMemory& places;
   float* memory;
-  int64_t count = 0;                                // keys of the chunk
-  bool biased[kChunkKeys / kBlockKeys] = {};        // per block of keys
+  int64_t count = 0;                          // keys of the chunk
+  bool biased[kChunkKeys / kBlockKeys] = {};  // per block of keys
 
   int64_t padded() const { return round_up(count, kGroup); }
 };

@@ -74,9 +74,7 @@ inline __m128i load_words(const void* p, int64_t count) {
 }
 
 inline Vec from_float16(__m128i x) { return {_mm256_cvtph_ps(x)}; }
-inline Vec from_bfloat16(__m128i x) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
-}
+inline Vec from_bfloat16(__m128i x) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))}; }
 
 inline void store_floats(float* p, Vec a, int64_t count) {
   count >= 8 ? _mm256_storeu_ps(p, a.v) : _mm256_maskstore_ps(p, first(count), a.v);

@@ -67,9 +67,7 @@ inline Vec load_floats(const float* p, int64_t count) { return {_mm512_maskz_loa
 inline __m256i load_words(const void* p, int64_t count) { return _mm256_maskz_loadu_epi16(first(count), p); }
 
 inline Vec from_float16(__m256i x) { return {_mm512_cvtph_ps(x)}; }
-inline Vec from_bfloat16(__m256i x) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
-}
+inline Vec from_bfloat16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
 
 inline void store_floats(float* p, Vec a, int64_t count) { _mm512_mask_storeu_ps(p, first(count), a.v); }
 inline void store_words(void* p, __m256i x, int64_t count) { _mm256_mask_storeu_epi16(p, first(count), x); }
