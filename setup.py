@@ -159,6 +159,7 @@ class Rules:
             for name, flags in self.instruction_sets.items():
                 # no errno, no traps: what stands between the compiler and vectors; the arithmetic stays IEEE's
                 flags = [*flags, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+                flags += ["-fno-tree-loop-distribute-patterns"]  # clearing a row is not worth a call
                 defines = [f"-DTILEDATTN_ISA={name}", f"-DTILEDATTN_ISA_{name.upper()}"]
                 self._compile(source, f"{source.stem}.{name}", [*flags, *defines])
         if self.nvcc:

@@ -4,7 +4,7 @@ namespace tiledattn {
 namespace {
 
 // Results larger than this don't stay in the caches anyway.
-constexpr int64_t kStreamBytes = int64_t{4} << 20;
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 // Elements that are worth a thread.
 constexpr int64_t kGrain = 1 << 14;
 
@@ -42,11 +42,11 @@ struct CopyTables {
       int64_t done = 0;
       for (const Segment& segment : row) {
         const int64_t target = before + segment.offset;
-        if (target > done) pieces.push_back({kNothing, done, target - done});
-        pieces.push_back({segment.source * tile_stride + segment.start * stride, target, segment.length});
+        if (target > done) pieces.push_back({kNothing, target - done});
+        pieces.push_back({segment.source * tile_stride + segment.start * stride, segment.length});
         done = target + segment.length;
       }
-      if (done < call.extent[2]) pieces.push_back({kNothing, done, call.extent[2] - done});
+      if (done < call.extent[2]) pieces.push_back({kNothing, call.extent[2] - done});
       piece_start.push_back(static_cast<int64_t>(pieces.size()));
     }
     call.pieces = pieces.data();
@@ -90,8 +90,8 @@ struct BlendTables {
   BlendRows call{};
   std::array<std::vector<Cover>, 2> covers;
   std::array<std::vector<int64_t>, 2> cover_start;
-  std::vector<RowSpan> spans;
-  std::vector<RowCover> row_covers;
+  std::vector<RowTile> tiles;
+  std::vector<int64_t> tile_start{0};
 
   template <typename S>
   void set_covers(int number, const Axis& axis, const S* weights, int64_t tile_stride, int64_t stride) {
@@ -110,17 +110,27 @@ struct BlendTables {
     call.cover_start[number] = cover_start[number].data();
   }
 
-  void set_spans(const Axis& axis, const void* weights, int64_t tile_stride, int64_t stride) {
-    for (const Span& span : axis_spans(axis)) {
-      const int64_t first = static_cast<int64_t>(row_covers.size());
-      for (const Place& place : span.first) {
-        row_covers.push_back({place.tile * tile_stride + place.local * stride, place.tile * axis.tile + place.local});
+  void set_tiles(const Axis& axis, const void* weights, int64_t tile_stride, int64_t stride) {
+    std::vector<std::vector<RowTile>> blocks((axis.length + kBlendBlock - 1) / kBlendBlock);
+    int64_t number = 0;
+    for (const std::vector<Segment>& cuts : axis_cuts(axis)) {
+      for (const Segment& cut : cuts) {
+        for (int64_t done = 0; done < cut.length;) {
+          const int64_t position = cut.start + done, local = cut.offset + done, target = position % kBlendBlock;
+          const int64_t length = std::min(cut.length - done, kBlendBlock - target);
+          blocks[position / kBlendBlock].push_back(
+              {number * tile_stride + local * stride, number * axis.tile + local, target, length});
+          done += length;
+        }
       }
-      spans.push_back({span.begin, span.end, first, static_cast<int64_t>(row_covers.size())});
+      ++number;
     }
-    call.spans = spans.data();
-    call.num_spans = static_cast<int64_t>(spans.size());
-    call.row_covers = row_covers.data();
+    for (const std::vector<RowTile>& block : blocks) {
+      tiles.insert(tiles.end(), block.begin(), block.end());
+      tile_start.push_back(static_cast<int64_t>(tiles.size()));
+    }
+    call.tiles = tiles.data();
+    call.tile_start = tile_start.data();
     call.weights = weights;
   }
 };
@@ -164,7 +174,7 @@ void blend_tiles(const Axes& axes, ElementType type, const Image& tiles, const s
   call.type = type;
   call.batch = tiles.batch, call.channels = tiles.channels;
   call.batch_stride = tiles.batch_stride, call.channel_stride = tiles.channel_stride;
-  call.stride = tiles.stride[2];
+  call.row_stride = tiles.stride[1], call.stride = tiles.stride[2];
   for (int axis = 0; axis < 3; ++axis) call.size[axis] = axes[axis].length;
   const int64_t rows = tiles.batch * tiles.channels * call.size[0] * call.size[1];
   if (rows == 0) return;
@@ -180,7 +190,7 @@ void blend_tiles(const Axes& axes, ElementType type, const Image& tiles, const s
       tables.set_covers(axis, axes[axis], table, tile_stride[axis], tiles.stride[axis]);
     }
   }
-  tables.set_spans(axes[2], weights[2], tile_stride[2], tiles.stride[2]);
+  tables.set_tiles(axes[2], weights[2], tile_stride[2], tiles.stride[2]);
   call.stream = rows * call.size[2] * size_of(type) >= kStreamBytes;
   const auto kernel = [&](int64_t first, int64_t last) {
 #define TILEDATTN_CALL blend_rows(call, first, last)

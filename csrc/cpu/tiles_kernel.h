@@ -14,9 +14,9 @@ enum class ElementType : int32_t { float16, bfloat16, float32, float64 };
 /// In place of an offset: nothing lies there, zeros.
 constexpr int64_t kNothing = std::numeric_limits<int64_t>::min();
 
-/// Elements [target, target + length) of a row, from `source` on; all offsets are in elements.
+/// The next `length` elements of a row, from `source` on; all offsets are in elements.
 struct RowPiece {
-  int64_t source, target, length;
+  int64_t source, length;
 };
 
 /// A tile batch out[grid..., B, C, extent...], contiguous, copied from wherever its rows come from.
@@ -39,15 +39,14 @@ struct Cover {
   double weight;
 };
 
-/// A tile that covers a run of x: its first element there and that element's weight.
-struct RowCover {
-  int64_t offset, weight;
+/// Part of a tile along x: the next `length` elements from `source` on belong to positions from `target` on of a
+/// block; `weight` is the place of the first one's weight.
+struct RowTile {
+  int64_t source, weight, target, length;
 };
 
-/// Positions [begin, end) of x, which covers [first, last) cover.
-struct RowSpan {
-  int64_t begin, end, first, last;
-};
+/// Positions of x that are summed up at a time: their sums stay in the first-level cache.
+constexpr int64_t kBlendBlock = 2048;
 
 /// A canvas out[B, C, size...], contiguous, blended from tiles.
 struct BlendRows {
@@ -55,14 +54,13 @@ struct BlendRows {
   char* out;
   ElementType type;
   int64_t batch, channels;
-  int64_t batch_stride, channel_stride, stride;
+  int64_t batch_stride, channel_stride, row_stride, stride;
   int64_t size[3];                // axes z, y, x
   const Cover* covers[2];         // of z and y, by position, ascending
   const int64_t* cover_start[2];  // [size + 1]
-  const RowSpan* spans;           // of x, ascending
-  int64_t num_spans;
-  const RowCover* row_covers;
-  const void* weights;  // of x, in the accumulator's type
+  const RowTile* tiles;           // of x, by block, ascending
+  const int64_t* tile_start;      // [blocks + 1]
+  const void* weights;            // of x, in the accumulator's type
   bool stream;
 };
 

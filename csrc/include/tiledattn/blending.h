@@ -45,11 +45,11 @@ TILEDATTN_INLINE float float_of(uint32_t bits) {
   return value;
 }
 
-TILEDATTN_INLINE float load(float value) { return value; }
-TILEDATTN_INLINE double load(double value) { return value; }
-TILEDATTN_INLINE float load(Brain value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+TILEDATTN_INLINE float to_number(float value) { return value; }
+TILEDATTN_INLINE double to_number(double value) { return value; }
+TILEDATTN_INLINE float to_number(Brain value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
-TILEDATTN_INLINE float load(Half value) {
+TILEDATTN_INLINE float to_number(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinity, NaN
@@ -57,16 +57,16 @@ TILEDATTN_INLINE float load(Half value) {
   return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
 }
 
-TILEDATTN_INLINE void store(float value, float* to) { *to = value; }
-TILEDATTN_INLINE void store(double value, double* to) { *to = value; }
+TILEDATTN_INLINE void from_number(float value, float* to) { *to = value; }
+TILEDATTN_INLINE void from_number(double value, double* to) { *to = value; }
 
-TILEDATTN_INLINE void store(float value, Brain* to) {
+TILEDATTN_INLINE void from_number(float value, Brain* to) {
   const uint32_t bits = bits_of(value);
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest, ties to even
   to->bits = static_cast<uint16_t>(value == value ? rounded : bits >> 16 | 0x40u);
 }
 
-TILEDATTN_INLINE void store(float value, Half* to) {
+TILEDATTN_INLINE void from_number(float value, Half* to) {
   const uint32_t sign = bits_of(value) >> 16 & 0x8000u;
   const uint32_t magnitude = bits_of(value) & 0x7fffffffu;
   uint32_t result;
