@@ -47,7 +47,7 @@ X86_FLAGS["avx512_bf16"] = [*X86_FLAGS["avx512"], "-mavx512bf16"]
 
 
 class CannotBuildError(Exception):
-    """Why there is no native library; the package is pure Python then."""
+    """Why there is no native library, in one line; the package is pure Python then."""
 
 
 class Step(NamedTuple):
@@ -101,12 +101,15 @@ def run(command: list[str]) -> str:
     """A command's output.
 
     Raises:
-        CannotBuildError: it failed, with what it printed.
+        CannotBuildError: it failed; all that it printed goes to stderr.
     """
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
-        printed = (done.stdout + done.stderr).strip()
-        raise CannotBuildError(f"`{shlex.join(command)}` failed:\n{printed[-4000:]}")
+        printed = done.stdout + done.stderr
+        print(printed, file=sys.stderr)
+        errors = [line.strip() for line in printed.splitlines() if "error" in line.lower()]
+        why = errors[0] if errors else f"exit status {done.returncode}"
+        raise CannotBuildError(f"{Path(command[0]).name} failed when tiledattn was built: {why}")
     return done.stdout
 
 
@@ -126,7 +129,7 @@ class Rules:
     def _cuda(self) -> tuple[Path | None, str | None]:
         """nvcc, or why there are no CUDA kernels."""
         asked = os.environ.get("TILEDATTN_CUDA", "")
-        if asked == "0":
+        if asked == "0" or sanitized():
             return None, "built with TILEDATTN_CUDA=0"
         if not list((SOURCES / "cuda").glob("*.cu")):
             return None, "this version has no CUDA kernels"
@@ -144,7 +147,16 @@ class Rules:
 
     @property
     def _host(self) -> list[str]:
-        flags = ["-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-MMD"]
+        # messages of failed checks name files as the repository does
+        flags = [
+            f"-ffile-prefix-map={ROOT}/=",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fvisibility-inlines-hidden",
+            "-Wall",
+            "-Wextra",
+            "-MMD",
+        ]
         return flags + sanitizer_flags()
 
     @property
@@ -250,6 +262,11 @@ def ninja_file(steps: list[Step]) -> str:
 class BuildLibrary(build_ext):
     """Builds the library; where it can't, leaves the reason beside the package."""
 
+    def run(self) -> None:
+        super().run()
+        if self.inplace and not self.extensions:
+            leave_pure(ROOT / "tiledattn", NO_EXTENSION)
+
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         folder = ROOT / "build" / ("sanitize" if sanitized() else f"native-{platform.machine()}")
@@ -285,8 +302,7 @@ class WithReport(build_py):
         super().run()
         if not self.distribution.ext_modules:
             folder = ROOT / "tiledattn" if self.editable_mode else Path(self.build_lib) / "tiledattn"
-            write_report(folder, {"reason": NO_EXTENSION})
-            (folder / "_C.abi3.so").unlink(missing_ok=True)
+            leave_pure(folder, NO_EXTENSION)
 
 
 def describe(rules: Rules) -> dict[str, object]:
@@ -309,6 +325,11 @@ def write_report(folder: Path, report: dict[str, object]) -> None:
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
 
 
+def leave_pure(folder: Path, reason: str | None) -> None:
+    write_report(folder, {"reason": reason})
+    (folder / "_C.abi3.so").unlink(missing_ok=True)
+
+
 def why_pure() -> str | None:
     """Why no library is even tried, else None: wheels without one are for every platform."""
     if os.environ.get("TILEDATTN_NO_EXT") == "1":
@@ -323,8 +344,9 @@ def why_pure() -> str | None:
 
 NO_EXTENSION = why_pure()
 
-setup(
-    ext_modules=[] if NO_EXTENSION else [Extension(LIBRARY, sources=[], py_limited_api=True, optional=True)],
-    cmdclass={"build_ext": BuildLibrary, "build_py": WithReport},
-    options={} if NO_EXTENSION else {"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[] if NO_EXTENSION else [Extension(LIBRARY, sources=[], py_limited_api=True, optional=True)],
+        cmdclass={"build_ext": BuildLibrary, "build_py": WithReport},
+        options={} if NO_EXTENSION else {"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ INTERFACE = 1  # of the operators' schemas; the library says which one it was bu
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
+NO_EXT_VARIABLE = "TILEDATTN_NO_EXT"  # 1: as if there were no library, at build time and at run time
+LIBRARY_VARIABLE = "TILEDATTN_LIBRARY"  # another library than the package's own, such as one with sanitizers
+
 
 def build_report() -> dict[str, object]:
     """What the build wrote down: `reason` why there is no library, or compiler, instruction sets and CUDA version."""
@@ -38,9 +42,11 @@ def build_report() -> dict[str, object]:
 @cache
 def _load() -> str | None:
     """Loads the library; None, or why it can't be used."""
-    library = _FOLDER / "_C.abi3.so"
+    if os.environ.get(NO_EXT_VARIABLE) == "1":
+        return f"{NO_EXT_VARIABLE}=1"
+    library = Path(os.environ.get(LIBRARY_VARIABLE) or _FOLDER / "_C.abi3.so")
     if not library.is_file():
-        return f"no native library: {build_report()['reason']}"
+        return f"no native library: {build_report().get('reason') or f'{library} is missing'}"
     try:
         torch.ops.load_library(library)
         interface = torch.ops.tiledattn.native_interface()
@@ -67,6 +73,16 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
     if op == "cross_tile_attention" and dtype == torch.float64:
         return f"{op}: {dtype} is not supported, only float16, bfloat16 and float32"
     return None
+
+
+def describe() -> dict[str, object]:
+    """For `tiledattn doctor`: what the build wrote down, and the instruction set in use or why there is none."""
+    reason = _load()
+    report = {**build_report(), "reason": reason}
+    if reason is None:
+        report["instruction_set"] = instruction_set()
+        report["cuda_reason"] = torch.ops.tiledattn.native_cuda_reason() or None
+    return report
 
 
 def instruction_set(name: str = "") -> str:
