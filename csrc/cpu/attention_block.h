@@ -73,17 +73,14 @@ inline void weigh(const QueryBlock& block, int64_t count, const Vec (&shift)[V],
   }
 }
 
-/// Adds the weighted values of the dims group, group + 1, ... to the sums.
+/// Adds the weighted values of the dims group, group + 1, ... to the sums. Each block of keys is summed on its own
+/// first: a sum of thousands would lose what a sum of sums keeps.
 template <class Products, int V>
 inline void accumulate_group(const QueryBlock& block, const float* values, int64_t steps, int64_t group) {
   float* sums = block.sums + group * (V * kWidth);
   const float* weights = block.weights;
   Vec sum[kGroup][V];
-  TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
-    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
-      sum[i][j] = block.fresh ? Vec::zero() : load(sums + (i * V + j) * kWidth);
-    }
-  }
+  TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
   for (int64_t step = 0; step < steps; ++step, values += kGroup, weights += V * kWidth) {
     Vec weight[V];
     TILEDATTN_UNROLL for (int j = 0; j < V; ++j) weight[j] = load(weights + j * kWidth);
@@ -93,7 +90,10 @@ inline void accumulate_group(const QueryBlock& block, const float* values, int64
     }
   }
   TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
-    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) store(sums + (i * V + j) * kWidth, sum[i][j]);
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      float* at = sums + (i * V + j) * kWidth;
+      store(at, block.fresh ? sum[i][j] : load(at) + sum[i][j]);
+    }
   }
 }
 
@@ -120,13 +120,16 @@ void attend(const QueryBlock& block, const KeyBlock& seen) {
     // an empty set's shift, as softmax_shift has it: -inf - (-inf) would be NaN
     shift[j] = replaced(top[j], -INFINITY, Vec::zero());
     factor[j] = exp2_nonpositive(before - shift[j]);
-    total[j] = load(block.totals + j * kWidth) * factor[j];
+    total[j] = Vec::zero();
     moved = moved || any_different(before, top[j]);
     store(block.tops + j * kWidth, top[j]);
   }
   if (moved && !block.fresh) rescale<V>(block, seen.dim, factor);
   weigh<Products, V>(block, seen.count, shift, total);
-  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) store(block.totals + j * kWidth, total[j]);
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    float* at = block.totals + j * kWidth;
+    store(at, fma(load(at), factor[j], total[j]));
+  }
   constexpr int64_t group_floats = kBlockKeys / Products::pack * kGroup;
   for (int64_t d = 0; d < seen.dim; d += kGroup) {
     accumulate_group<Products, V>(block, seen.values + d / kGroup * group_floats, seen.count / Products::pack, d);

@@ -384,7 +384,7 @@ def _nobody_listens(*tensors: Tensor) -> bool:
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     )
 
 
@@ -394,7 +394,8 @@ _attention_directly = _without_autocast(_attention)
 def cross_tile_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """The operator; past torch's dispatcher, which takes 15 us, where nobody listens there."""
     if _nobody_listens(q, k, v):
-        return _attention_directly(q, k, v, *rest)
+        direct: tuple[Tensor, Tensor] = _attention_directly(q, k, v, *rest)
+        return direct
     found: tuple[Tensor, Tensor] = torch.ops.tiledattn.cross_tile_attention.default(q, k, v, *rest)
     return found
 
