@@ -84,7 +84,8 @@ def main() -> None:
     arguments = parser.parse_args()
     assert native.probe() is None, native.probe()
     if arguments.seed is not None:
-        return check(arguments.seed)
+        check(arguments.seed)
+        return
     began, seed = time.monotonic(), int(time.time()) % 1_000_000 * 1000
     first = seed
     while time.monotonic() - began < arguments.seconds:
