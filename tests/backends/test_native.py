@@ -214,7 +214,7 @@ def run(code, **environment):
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TILEDATTN_NO_EXT": "", **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -234,7 +234,7 @@ print(json.dumps(ta.backends()["cpu"]))
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"TILEDATTN_NO_EXT": "1"}, "TILEDATTN_NO_EXT=1"),
+        ({"TILEDATTN_NO_EXT": "1"}, "switched off by TILEDATTN_NO_EXT=1"),
         ({"TILEDATTN_LIBRARY": "/nowhere/lib.so"}, "no native library"),
         ({"TILEDATTN_LIBRARY": __file__}, "can't be loaded"),
     ],

@@ -43,7 +43,7 @@ def build_report() -> dict[str, object]:
 def _load() -> str | None:
     """Loads the library; None, or why it can't be used."""
     if os.environ.get(NO_EXT_VARIABLE) == "1":
-        return f"{NO_EXT_VARIABLE}=1"
+        return f"switched off by {NO_EXT_VARIABLE}=1"
     library = Path(os.environ.get(LIBRARY_VARIABLE) or _FOLDER / "_C.abi3.so")
     if not library.is_file():
         return f"no native library: {build_report().get('reason') or f'{library} is missing'}"
