@@ -263,8 +263,9 @@ class BuildLibrary(build_ext):
     """Builds the library; where it can't, leaves the reason beside the package."""
 
     def run(self) -> None:
-        super().run()
-        if self.inplace and not self.extensions:
+        if self.extensions:
+            super().run()
+        elif self.inplace:
             leave_pure(ROOT / "tiledattn", NO_EXTENSION)
 
     def build_extension(self, ext: Extension) -> None:
