@@ -48,7 +48,7 @@ def _load() -> str | None:
     if not library.is_file():
         return f"no native library: {build_report().get('reason') or f'{library} is missing'}"
     try:
-        torch.ops.load_library(library)
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         interface = torch.ops.tiledattn.native_interface()
     except (OSError, AttributeError, RuntimeError) as problem:
         return f"the native library can't be loaded: {problem}"
