@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test test-slow test-triton lint format bench clean
+.PHONY: setup build wheel demo test test-slow test-triton test-sanitize fuzz lint format bench clean
+
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# AddressSanitizer comes first in the process; leaks of the interpreter are not ours, torch's own vtables are not hidden.
+SANITIZED = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 TILEDATTN_LIBRARY=$(CURDIR)/build/sanitize/_C.abi3.so
 
 setup: $(STAMP)
 
@@ -16,13 +21,20 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PIP) install -q -c constraints.txt -e ".[diffusers,cli,bench,dev]"
 	touch $(STAMP)
 
+# The native library in place; only what changed is compiled. Without a compiler the package stays pure Python.
+build: $(STAMP)
+	$(BIN)/python setup.py -q build_ext --inplace
+
+wheel: $(STAMP)
+	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+
 demo: $(STAMP)
 	$(BIN)/tiledattn demo --out build/demo
 
-test: $(STAMP)
+test: build
 	$(BIN)/python -m pytest -m "not slow" tests
 
-test-slow: $(STAMP)
+test-slow: build
 	$(BIN)/python -m pytest -m slow tests
 
 # The kernels' compile tests on the oldest and the newest Triton that are supported, each in a folder of its own.
@@ -32,7 +44,22 @@ test-triton: $(STAMP)
 	  PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest tests/backends/triton || exit 1; \
 	done
 
+# The property tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
+test-sanitize: sanitized
+	$(SANITIZED) $(BIN)/python -m pytest -p no:faulthandler tests/ops/test_blending.py tests/ops/test_padding.py \
+	  tests/ops/test_attention.py tests/backends/test_native.py tests/backends/test_native_attention.py
+
+# Random layouts, strides and dtypes on the same library, for SECONDS.
+SECONDS ?= 60
+fuzz: sanitized
+	$(SANITIZED) $(BIN)/python tests/fuzz_native.py --seconds $(SECONDS)
+
+.PHONY: sanitized
+sanitized: $(STAMP)
+	TILEDATTN_NO_EXT=0 TILEDATTN_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib
+
 lint: $(STAMP)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,9 +67,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(STAMP)
+bench: build
 	$(BIN)/python -m pytest bench -o python_files="bench_*.py" --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 clean:
-	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf tiledattn/_C.abi3.so tiledattn/_build.json build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support import relative_error
+from support import BACKENDS, relative_error
 from torch import Tensor
 
 import tiledattn as ta
@@ -36,24 +38,34 @@ def fold(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
     return total / F.fold(ones, layout.size, layout.tile, stride=layout.step)
 
 
+OURS = [f"tiledattn, {name}" for name in BACKENDS]
+COPY = "copy of the same bytes"
+
+
+def same_bytes(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
+    """A tensor whose copy reads and writes together as many bytes as blending reads and writes."""
+    canvas = tiles[0, :, :, :1, :1].numel() * layout.size[0] * layout.size[1]
+    return torch.randn((tiles.numel() + canvas) // 2)
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("way", ["tiledattn", "MultiDiffusion loop", "F.fold", "copy of the tiles"])
+@pytest.mark.parametrize("way", [*OURS, "MultiDiffusion loop", "F.fold", COPY])
 def test_blending(benchmark, way, case):
     layout, channels = CASES[case]
     tiles = torch.randn(layout.num_tiles, 1, channels, *layout.tile, generator=torch.Generator().manual_seed(0))
     ways = {
-        "tiledattn": lambda: ta.blend_tiles(tiles, layout, "uniform"),
+        **{f"tiledattn, {b}": partial(ta.blend_tiles, tiles, layout, "uniform", backend=b) for b in BACKENDS},
         "MultiDiffusion loop": lambda: multidiffusion(tiles, layout),
         "F.fold": lambda: fold(tiles, layout),
     }
     exact = multidiffusion(tiles.double(), layout)
-    assert relative_error(ways.get(way, ways["tiledattn"])(), exact) < 1e-6
+    assert relative_error(ways.get(way, ways[OURS[0]])(), exact) < 1e-6
     benchmark.group = f"blending, {case}"
-    benchmark.pedantic(ways.get(way, tiles.clone), rounds=9, warmup_rounds=1)
+    benchmark.pedantic(ways.get(way, same_bytes(tiles, layout).clone), rounds=9, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("way", ["tiledattn", "slices + stack", "copy of the tiles"])
+@pytest.mark.parametrize("way", [*OURS, "slices + stack", COPY])
 def test_extraction(benchmark, way, case):
     layout, channels = CASES[case]
     canvas = torch.randn(1, channels, *layout.size, generator=torch.Generator().manual_seed(0))
@@ -63,7 +75,10 @@ def test_extraction(benchmark, way, case):
         return torch.stack([canvas[:, :, y : y + height, x : x + width] for y, x in layout.origins])
 
     tiles = slices()
-    assert torch.equal(ta.extract_tiles(canvas, layout), tiles)
-    ways = {"tiledattn": lambda: ta.extract_tiles(canvas, layout), "slices + stack": slices}
+    ways = {
+        **{f"tiledattn, {b}": partial(ta.extract_tiles, canvas, layout, backend=b) for b in BACKENDS},
+        "slices + stack": slices,
+    }
+    assert torch.equal(ways.get(way, ways[OURS[0]])(), tiles)
     benchmark.group = f"extraction, {case}"
-    benchmark.pedantic(ways.get(way, tiles.clone), rounds=9, warmup_rounds=1)
+    benchmark.pedantic(ways.get(way, same_bytes(tiles, layout).clone), rounds=9, warmup_rounds=1)

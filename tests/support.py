@@ -16,6 +16,9 @@ import tiledattn as ta
 from tiledattn.backends import reference
 from tiledattn.geometry import normalize_halo
 
+BACKENDS = [name for name in ("torch", "cpu") if ta.backends()[name] is None]
+"""Those that run on a CPU here and are judged by the reference."""
+
 
 @st.composite
 def layouts(draw: st.DrawFn, axes: tuple[int, int] = (1, 3), most_positions: int = 10) -> ta.TileLayout:

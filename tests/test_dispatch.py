@@ -36,15 +36,25 @@ def broken(monkeypatch):
 
 def test_backends_answer_none_or_a_reason():
     found = ta.backends()
-    assert list(found) == ["triton", "torch", "reference"]
+    assert list(found) == ["triton", "cpu", "torch", "reference"]
     assert found["torch"] is None
     assert found["reference"] is None
-    assert found["triton"] is None or len(found["triton"].split()) > 2
+    for name in ("triton", "cpu"):
+        assert found[name] is None or len(found[name].split()) > 2
 
 
-def test_auto_is_torch_on_a_cpu(monkeypatch):
+def without(name, op, head_dim=0):
+    """What "auto" takes on a CPU when `name` is not considered."""
+    reasons = dispatch.explain(op, CPU, torch.float32, head_dim)
+    return next(other for other, reason in reasons.items() if reason is None and other != name)
+
+
+@pytest.mark.parametrize("op", dispatch.OPERATIONS)
+def test_auto_on_a_cpu_is_the_native_library_if_it_can(op, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert dispatch.select("extract_tiles", "auto", CPU, torch.float32) is pytorch
+    native = dispatch._module("cpu")
+    takes = native.probe() is None and native.rejects(op, CPU, torch.float32, 64) is None
+    assert dispatch.select(op, "auto", CPU, torch.float32, 64) is (native if takes else pytorch)
 
 
 def test_an_explicit_backend_never_falls_back(canvas, monkeypatch):
@@ -83,7 +93,7 @@ def test_a_context_leaves_operations_that_a_backend_lacks(monkeypatch):
 
 def test_unknown_names_are_refused():
     with (
-        pytest.raises(ValueError, match="backend: got 'cuda9'; known are auto, triton, torch, reference"),
+        pytest.raises(ValueError, match="backend: got 'cuda9'; known are auto, triton, cpu, torch, reference"),
         ta.use_backend("cuda9"),
     ):
         pass
@@ -100,7 +110,8 @@ def test_a_wrong_kernel_is_passed_over_and_logged_once(broken, canvas, caplog):
 
 
 def test_a_kernel_that_raises_is_passed_over(broken):
-    assert dispatch.select("cross_tile_attention", "auto", CPU, torch.float32, 16) is pytorch
+    taken = dispatch.select("cross_tile_attention", "auto", CPU, torch.float32, 16)
+    assert without("broken", "cross_tile_attention", 16) == taken.NAME
     assert "ZeroDivisionError" in dispatch.explain("cross_tile_attention", CPU, torch.float32, 16)["broken"]
 
 
@@ -110,7 +121,7 @@ def test_a_right_kernel_is_taken(broken):
 
 
 def test_an_operation_that_a_backend_lacks_is_passed_over(broken):
-    assert dispatch.select("blend_tiles", "auto", CPU, torch.float32) is pytorch
+    assert without("broken", "blend_tiles") == dispatch.select("blend_tiles", "auto", CPU, torch.float32).NAME
     with pytest.raises(ta.BackendUnavailableError, match="it has no blend_tiles"):
         dispatch.select("blend_tiles", "broken", CPU, torch.float32)
 

@@ -20,8 +20,13 @@ ENVIRONMENT_VARIABLE = "TILEDATTN_BACKEND"
 
 OPERATIONS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles", "group_norm_tiles")
 
-_MODULES = {"triton": ".backends.triton", "torch": ".backends.pytorch", "reference": ".backends.reference"}
-_AUTOMATIC = ("triton", "torch")
+_MODULES = {
+    "triton": ".backends.triton",
+    "cpu": ".backends.native",
+    "torch": ".backends.pytorch",
+    "reference": ".backends.reference",
+}
+_AUTOMATIC = ("triton", "cpu", "torch")
 
 _logger = logging.getLogger("tiledattn")
 _chosen: ContextVar[str | None] = ContextVar("tiledattn_backend", default=None)
@@ -36,7 +41,7 @@ def backends() -> dict[str, str | None]:
 
     Example:
         >>> tiledattn.backends()
-        {'triton': 'no CUDA, ROCm or XPU device', 'torch': None, 'reference': None}
+        {'triton': 'no CUDA, ROCm or XPU device', 'cpu': None, 'torch': None, 'reference': None}
 
     "reference" is the float64 oracle: never taken by "auto".
     """

@@ -211,7 +211,10 @@ def test_doctor_json_is_json_and_agrees_with_the_library(capsys, monkeypatch):
     assert report["packages"]["torch"] == torch.__version__
     assert report["backends"] == tiledattn.backends()
     assert report["devices"][0]["device"] == "cpu"
-    assert report["automatic"]["cpu"]["float32"].startswith("torch")
+    native = tiledattn.backends()["cpu"] is None
+    assert report["automatic"]["cpu"]["float32"].startswith("cpu" if native else "torch")
+    assert report["native"]["reason"] == tiledattn.backends()["cpu"]
+    assert not native or report["native"]["instruction_set"] in report["native"]["instruction_sets"]
     assert report["environment"] == {"TILEDATTN_BACKEND": "torch"}
     assert report["problems"] == []
 
@@ -237,13 +240,14 @@ def test_doctor_escapes_what_the_system_says(capsys, monkeypatch):
         "hip": "[/a]",
         "devices": [{"device": "cpu[/a]", "name": "[/a]", "threads": "[/a]"}],
         "backends": {"triton[/a]": "[/a]"},
+        "native": {"reason": "[/a]"},
         "automatic": {"cpu[/a]": {"float32": "[/a]"}},
         "environment": {"NAME": "[/a]"},
         "problems": ["[/a]"],
     }
     monkeypatch.setattr(doctor, "examine", lambda: report)
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.count("[/a]") == 15
+    assert capsys.readouterr().out.count("[/a]") == 16
 
 
 def test_doctor_names_the_extra_of_a_missing_package(capsys, monkeypatch):
@@ -323,6 +327,14 @@ def test_option_texts():
         (True, False),
         (True, True),
     ]
+
+
+def test_doctor_says_why_there_is_no_native_library(capsys, monkeypatch):
+    from tiledattn.backends import native
+
+    monkeypatch.setattr(native, "_load", lambda: "no native library: no C++ compiler was found")
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.count("no C++ compiler was found") >= 2  # the backend and the library
 
 
 def test_doctor_lists_a_gpu_and_what_is_taken_there(monkeypatch):

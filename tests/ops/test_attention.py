@@ -1,6 +1,7 @@
 import math
 import weakref
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -29,12 +30,16 @@ from tiledattn.geometry import attention_plan
 
 FORMS = ["contiguous", "strided", "fused", "narrowed"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+BACKENDS = [name for name in ("torch", "cpu") if ta.backends()[name] is None]
 few = settings(max_examples=30, deadline=None)
 
 
 @few
 @given(st.data(), layouts(), st.sampled_from(DTYPES), st.sampled_from(FORMS))
-def test_every_call_stays_within_the_budget(data, layout, dtype, form):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_call_stays_within_the_budget(backend, data, layout, dtype, form):
+    if backend == "cpu" and dtype == torch.float64:
+        dtype = torch.float32
     prefix, batch = data.draw(st.sampled_from([0, 1, 3])), data.draw(st.integers(1, 2))
     halo = data.draw(halos(layout))
     q, k, v = attention_inputs(
@@ -57,23 +62,24 @@ def test_every_call_stays_within_the_budget(data, layout, dtype, form):
         "num_prefix_tokens": prefix,
         "prefix_mask": mask,
         "halo_weight": data.draw(st.sampled_from([1.0, 0.4, 0.0])),
-        "scale": data.draw(st.sampled_from([None, 0.7])),
+        "scale": data.draw(st.sampled_from([None, 0.7, -0.3])),
     }
+    call = partial(ta.cross_tile_attention, q, k, v, layout, halo, backend=backend, **arguments)
     exact, exact_lse = oracle(q, k, v, layout, halo, **arguments)
     plain = plain_attention(q, k, v, layout, halo, **arguments)
-    out = ta.cross_tile_attention(q, k, v, layout, halo, **arguments)
+    out = call()
     assert out.dtype == dtype
     assert out.is_contiguous()
     assert_within_budget(out, plain, exact)
-    assert torch.equal(out, ta.cross_tile_attention(q, k, v, layout, halo, **arguments))
-    with_lse, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, **arguments)
+    assert torch.equal(out, call())
+    with_lse, lse = call(return_lse=True)
     assert_within_budget(with_lse, plain, exact)
     assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_within_budget(lse, plain_lse(q, k, layout, halo, **arguments), exact_lse)
 
 
 @few
-@given(layouts(), st.integers(1, 2), st.sampled_from(["torch", "reference"]))
+@given(layouts(), st.integers(1, 2), st.sampled_from([*BACKENDS, "reference"]))
 def test_law_1_full_reach_is_attention_over_the_canvas(layout, batch, backend):
     (q, k, v), tiles = consistent_inputs(layout, batch=batch, heads=2, dim=4, dtype=torch.float32, seed=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
@@ -86,23 +92,24 @@ def test_law_1_full_reach_is_attention_over_the_canvas(layout, batch, backend):
 
 
 @few
-@given(layouts(), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 2))
-def test_law_2_no_halo_is_attention_inside_each_tile(layout, dtype, prefix):
+@given(layouts(), st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 2), st.sampled_from(BACKENDS))
+def test_law_2_no_halo_is_attention_inside_each_tile(layout, dtype, prefix, backend):
     q, k, v = attention_inputs(layout, batch=2, prefix=prefix, dtype=dtype)
     a, b, c = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))
     exact = F.scaled_dot_product_attention(a.double(), b.double(), c.double())
     plain = F.scaled_dot_product_attention(a, b, c)
-    found = ta.cross_tile_attention(q, k, v, layout, 0, num_prefix_tokens=prefix)
+    found = ta.cross_tile_attention(q, k, v, layout, 0, num_prefix_tokens=prefix, backend=backend)
     assert_within_budget(found.flatten(0, 1).transpose(1, 2), plain, exact)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.booleans(), st.sampled_from([0, 2, "all"]))
 @few
-def test_law_3_one_tile_is_attention_whatever_the_halo(size, wrap, halo):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_law_3_one_tile_is_attention_whatever_the_halo(backend, size, wrap, halo):
     layout = ta.TileLayout(size, size, 0, wrap)
     q, k, v = attention_inputs(layout)
-    expected = ta.cross_tile_attention(q, k, v, layout, 0)
-    assert torch.equal(ta.cross_tile_attention(q, k, v, layout, halo), expected)
+    expected = ta.cross_tile_attention(q, k, v, layout, 0, backend=backend)
+    assert torch.equal(ta.cross_tile_attention(q, k, v, layout, halo, backend=backend), expected)
 
 
 @few
@@ -127,42 +134,48 @@ def test_merging_own_tile_and_halo_gives_the_whole(data, layout):
     torch.testing.assert_close(lse, whole_lse, rtol=1e-6, atol=1e-6)
 
 
-def test_empty_batches():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batches(backend):
     layout = ta.TileLayout(8, 4)
     q, k, v = (x[:, :0] for x in attention_inputs(layout, batch=1))
-    out, lse = ta.cross_tile_attention(q, k, v, layout, 2, return_lse=True)
+    out, lse = ta.cross_tile_attention(q, k, v, layout, 2, return_lse=True, backend=backend)
     assert out.shape == q.shape
     assert lse.shape == (2, 0, 2, 4)
 
 
-def test_transposed_batches_take_the_other_gather():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_transposed_batches_take_the_other_gather(backend):
     layout = ta.TileLayout((6, 6), 3, 0, True)
     q, k, v = attention_inputs(layout, batch=3)
-    expected = ta.cross_tile_attention(q, k, v, layout, 1)
+    expected = ta.cross_tile_attention(q, k, v, layout, 1, backend=backend)
     batch_major = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
-    assert torch.equal(ta.cross_tile_attention(*batch_major, layout, 1), expected)
+    assert torch.equal(ta.cross_tile_attention(*batch_major, layout, 1, backend=backend), expected)
     scattered = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v)]
-    assert torch.equal(ta.cross_tile_attention(*scattered, layout, 1), expected)
+    assert torch.equal(ta.cross_tile_attention(*scattered, layout, 1, backend=backend), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("tail", [0, 2])
-def test_the_image_part_of_longer_sequences(batch, tail):
+def test_the_image_part_of_longer_sequences(batch, tail, backend):
     layout = ta.TileLayout((8, 8), 4)
     longer = torch.randn(3, layout.num_tiles, batch, 5 + 16 + tail, 2, 8, generator=torch.Generator().manual_seed(0))
     q, k, v = longer[:, :, :, 5 : 5 + 16]  # with one batch entry T's stride is its own multiple of B's, but not of S's
     exact, _ = oracle(q, k, v, layout, 2)
-    found = ta.cross_tile_attention(q, k, v, layout, 2)
+    found = ta.cross_tile_attention(q, k, v, layout, 2, backend=backend)
     assert_within_budget(found, plain_attention(q, k, v, layout, 2), exact)
-    assert torch.equal(found, ta.cross_tile_attention(*(x.contiguous() for x in (q, k, v)), layout, 2))
+    dense = [x.contiguous() for x in (q, k, v)]
+    assert torch.equal(found, ta.cross_tile_attention(*dense, layout, 2, backend=backend))
 
 
 def test_groups_of_tiles_do_not_change_the_result(monkeypatch):
     layout = ta.TileLayout((16, 16), 4, 1)
     q, k, v = attention_inputs(layout, batch=2)
-    expected = ta.cross_tile_attention(q, k, v, layout, 2)
+    expected = ta.cross_tile_attention(q, k, v, layout, 2, backend="torch")
     monkeypatch.setitem(attention.GATHER_BYTES, "cpu", 1)
-    assert_within_budget(ta.cross_tile_attention(q, k, v, layout, 2), expected, oracle(q, k, v, layout, 2)[0])
+    assert_within_budget(
+        ta.cross_tile_attention(q, k, v, layout, 2, backend="torch"), expected, oracle(q, k, v, layout, 2)[0]
+    )
 
 
 class Allocations(TorchDispatchMode):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_within_budget, layouts, relative_error
+from support import BACKENDS, assert_within_budget, layouts, relative_error
 
 import tiledattn as ta
 from tiledattn.geometry import WINDOWS, normalized_windows
 
 few = settings(max_examples=40, deadline=None)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -23,22 +24,25 @@ def strided(x):
     return wide[..., ::2]
 
 
+@each_backend
 @few
-@given(layouts(), st.sampled_from(DTYPES), st.integers(0, 2), st.integers(1, 3))
-def test_extract_is_the_definition_for_any_strides(layout, dtype, batch, channels):
+@given(layout=layouts(), dtype=st.sampled_from(DTYPES), batch=st.integers(0, 2), channels=st.integers(1, 3))
+def test_extract_is_the_definition_for_any_strides(backend, layout, dtype, batch, channels):
     canvas = random(batch, channels, *layout.size, dtype=dtype)
-    tiles = ta.extract_tiles(canvas, layout)
+    tiles = ta.extract_tiles(canvas, layout, backend=backend)
     assert tiles.is_contiguous()
     assert torch.equal(tiles, ta.extract_tiles(canvas, layout, backend="reference"))
     for other in (strided(canvas), canvas.transpose(0, 1).contiguous().transpose(0, 1)):
-        assert torch.equal(ta.extract_tiles(other, layout), tiles)
+        assert torch.equal(ta.extract_tiles(other, layout, backend=backend), tiles)
 
 
+@each_backend
 @few
-@given(layouts(), st.sampled_from(WINDOWS), st.sampled_from(DTYPES))
-def test_blend_inverts_extract(layout, window, dtype):
+@given(layout=layouts(), window=st.sampled_from(WINDOWS), dtype=st.sampled_from(DTYPES))
+def test_blend_inverts_extract(backend, layout, window, dtype):
     canvas = random(2, 3, *layout.size, dtype=dtype)
-    blended = ta.blend_tiles(ta.extract_tiles(canvas, layout), layout, window)
+    tiles = ta.extract_tiles(canvas, layout, backend=backend)
+    blended = ta.blend_tiles(tiles, layout, window, backend=backend)
     assert blended.dtype == dtype
     accumulated = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     assert relative_error(blended, canvas) <= 4 * accumulated
@@ -60,22 +64,24 @@ def plain_blend(tiles, layout, window):
     return value
 
 
+@each_backend
 @few
-@given(layouts(), st.sampled_from(WINDOWS), st.sampled_from(DTYPES), st.booleans())
-def test_blend_stays_within_the_budget(layout, window, dtype, transposed):
+@given(layout=layouts(), window=st.sampled_from(WINDOWS), dtype=st.sampled_from(DTYPES), transposed=st.booleans())
+def test_blend_stays_within_the_budget(backend, layout, window, dtype, transposed):
     tiles = random(layout.num_tiles, 2, 3, *layout.tile, dtype=dtype)
     view = tiles.transpose(1, 2).contiguous().transpose(1, 2) if transposed else strided(tiles)
     exact = ta.blend_tiles(tiles.double(), layout, window, backend="reference")
-    found = ta.blend_tiles(tiles, layout, window)
+    found = ta.blend_tiles(tiles, layout, window, backend=backend)
     assert_within_budget(found, plain_blend(tiles, layout, window), exact)
-    assert torch.equal(ta.blend_tiles(view, layout, window), found)
+    assert torch.equal(ta.blend_tiles(view, layout, window, backend=backend), found)
 
 
-def test_windows_of_ones_own():
+@each_backend
+def test_windows_of_ones_own(backend):
     layout = ta.TileLayout((8, 6), (4, 6), (2, 0))
     tiles = random(3, 1, 2, 4, 6)
     rising = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    found = ta.blend_tiles(tiles, layout, [rising, torch.ones(6)])
+    found = ta.blend_tiles(tiles, layout, [rising, torch.ones(6)], backend=backend)
     expected = (3 * tiles[0, :, :, 2] + 1 * tiles[1, :, :, 0]) / 4
     torch.testing.assert_close(found[:, :, 2], expected)
 
@@ -88,12 +94,14 @@ def test_only_the_proportions_of_a_window_count(size):
     torch.testing.assert_close(ta.blend_tiles(ones, layout, [window]), torch.ones(1, 1, 6, dtype=torch.float64))
 
 
-def test_one_tile_is_a_copy_and_not_an_alias():
+@each_backend
+def test_one_tile_is_a_copy_and_not_an_alias(backend):
     layout = ta.TileLayout((4, 4), 4)
     canvas = random(1, 1, 4, 4)
-    tiles = ta.extract_tiles(canvas, layout)
+    tiles = ta.extract_tiles(canvas, layout, backend=backend)
     known = {canvas.untyped_storage()._cdata}
-    for found in (tiles, ta.blend_tiles(tiles, layout), ta.pad_tiles(tiles, layout, 0)):
+    blended, padded = (op(tiles, layout, *a, backend=backend) for op, *a in ((ta.blend_tiles,), (ta.pad_tiles, 0)))
+    for found in (tiles, blended, padded):
         assert torch.equal(found.flatten(), canvas.flatten())
         assert found.untyped_storage()._cdata not in known
         known.add(tiles.untyped_storage()._cdata)

@@ -48,6 +48,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from .. import __version__, backends
+    from ..backends import native
     from ..dispatch import ENVIRONMENT_VARIABLE
 
     known, asked = backends(), os.environ.get(ENVIRONMENT_VARIABLE)
@@ -63,6 +64,7 @@ def examine() -> dict[str, Any]:
         "hip": torch.version.hip,
         "devices": _devices(),
         "backends": known,
+        "native": native.describe(),
         "automatic": _automatic(),
         "environment": {ENVIRONMENT_VARIABLE: asked},
         "problems": problems,
@@ -140,6 +142,7 @@ def _print(report: dict[str, Any]) -> None:
         for name, reason in report["backends"].items()
     ]
     _print_table(console, "\nbackends", backends)
+    _print_table(console, "\nnative library", [(name, escape(fact)) for name, fact in _native(report["native"])])
     automatic = [
         (escape(device), escape(dtype), escape(choice))
         for device, by_dtype in report["automatic"].items()
@@ -151,6 +154,21 @@ def _print(report: dict[str, Any]) -> None:
         console.print(escape(f"{name} is {value or 'not set'}"))
     for problem in report["problems"]:
         console.print(f"[red]{escape(problem)}[/red]")
+
+
+def _native(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What there is to say of the native library, or why there is none."""
+    if facts["reason"] is not None:
+        return [("not used", facts["reason"])]
+    sets = ", ".join(facts.get("instruction_sets", ["unknown"]))
+    cuda = f"{facts['cuda']} for {', '.join(facts['cuda_architectures'])}" if facts.get("cuda") else "none"
+    if facts["cuda_reason"]:
+        cuda += f" ({facts['cuda_reason']})"
+    return [
+        ("CPU kernels", f"{facts['instruction_set']} in use, of {sets}"),
+        ("CUDA kernels", cuda),
+        ("built by", facts.get("compiler", "unknown")),
+    ]
 
 
 def _shown(package: str, version: str | None) -> str:

@@ -52,6 +52,8 @@ def normalize_halo(layout: TileLayout, halo: Halo) -> tuple[int, ...]:
         TypeError: not an int, a sequence of ints or "all".
         ValueError: a negative value, a string other than "all", or the wrong number of axes.
     """
+    if type(halo) is int and halo >= 0:
+        return tuple(min(halo, length) for length in layout.size)
     axes = len(layout.size)
     if isinstance(halo, str):
         if halo != "all":

@@ -1,0 +1,180 @@
+// Operators that cut, pad and blend tiles. A layout is the flat list of ints of TileLayout.as_ints().
+
+#include "bindings.h"
+#include "tiles.h"
+
+namespace tiledattn::bindings {
+namespace {
+
+/// A layout: axes z, y, x, the last `count` of which are its own.
+struct Layout {
+  Axes axes;
+  int count = 0;
+
+  int first() const { return 3 - count; }
+
+  int64_t tiles() const {
+    int64_t product = 1;
+    for (const Axis& axis : axes) product *= static_cast<int64_t>(axis_origins(axis).size());
+    return product;
+  }
+
+  /// `lead` and then, for each axis, what `of` says.
+  template <typename Of>
+  std::vector<int64_t> shape(std::vector<int64_t> lead, const Of& of) const {
+    for (int i = first(); i < 3; ++i) lead.push_back(of(i));
+    return lead;
+  }
+};
+
+Axis read_axis(const std::vector<int64_t>& layout, size_t number, size_t count) {
+  const Axis axis{layout[number], layout[count + number], layout[2 * count + number], layout[3 * count + number] != 0};
+  const char* error = axis_error(axis);
+  require(!error, "layout: axis ", number, " of ", text_of(layout), ": ", error ? error : "");
+  return axis;
+}
+
+Layout read_layout(const std::vector<int64_t>& layout) {
+  const size_t count = layout.size() / 4;
+  require(layout.size() % 4 == 0 && count >= 1 && count <= 3, "layout: got ", layout.size(),
+          " ints; expected 4 for each of 1 to 3 axes");
+  Layout found;
+  found.count = static_cast<int>(count);
+  for (size_t i = 0; i < count; ++i) found.axes[found.first() + i] = read_axis(layout, i, count);
+  return found;
+}
+
+ElementType element_type(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return ElementType::float16;
+    case ScalarType::BFloat16:
+      return ElementType::bfloat16;
+    case ScalarType::Float:
+      return ElementType::float32;
+    case ScalarType::Double:
+      return ElementType::float64;
+    default:
+      require(false, name, ": dtype is ", torch::headeronly::toString(tensor.scalar_type()),
+              "; expected float16, bfloat16, float32 or float64");
+      return ElementType::float32;
+  }
+}
+
+/// A tensor [T, B, C, ...] or, with `lead` 2, [B, C, ...]. The stride of a dim of one entry means nothing: 0.
+Image read_image(const char* name, const Tensor& tensor, int64_t lead, const Layout& layout) {
+  require_on_cpu(name, tensor);
+  require(tensor.dim() == lead + layout.count, name, ": shape is ", shape_of(tensor), "; expected ",
+          lead + layout.count, " dims");
+  const auto stride = [&](int64_t dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); };
+  Image image{};
+  image.data = tensor.const_data_ptr();
+  image.batch = tensor.size(lead - 2), image.channels = tensor.size(lead - 1);
+  image.tile_stride = lead == 3 ? stride(0) : 0;
+  image.batch_stride = stride(lead - 2), image.channel_stride = stride(lead - 1);
+  for (int i = 0; i < layout.count; ++i) image.stride[layout.first() + i] = stride(lead + i);
+  if (tensor.size(tensor.dim() - 1) == 1) image.stride[2] = 1;
+  return image;
+}
+
+void* read_out(Tensor& out, const Tensor& source, const std::vector<int64_t>& shape) {
+  require_on_cpu("out", out);
+  require_type("out", out, source.scalar_type());
+  require_contiguous("out", out);
+  require_shape("out", out, shape);
+  return out.mutable_data_ptr();
+}
+
+void extract_tiles_cpu(Tensor canvas, Tensor out, std::vector<int64_t> ints) {
+  const Layout layout = read_layout(ints);
+  const ElementType type = element_type("canvas", canvas);
+  const Image image = read_image("canvas", canvas, 2, layout);
+  const auto length = [&](int i) { return layout.axes[i].length; };
+  const auto tile = [&](int i) { return layout.axes[i].tile; };
+  require_shape("canvas", canvas, layout.shape({image.batch, image.channels}, length));
+  void* to = read_out(out, canvas, layout.shape({layout.tiles(), image.batch, image.channels}, tile));
+  extract_tiles(layout.axes, type, image, to, torch_threads());
+}
+
+Image read_tiles(const Tensor& tiles, const Layout& layout) {
+  const Image image = read_image("tiles", tiles, 3, layout);
+  const auto tile = [&](int i) { return layout.axes[i].tile; };
+  require_shape("tiles", tiles, layout.shape({layout.tiles(), image.batch, image.channels}, tile));
+  return image;
+}
+
+void pad_tiles_cpu(Tensor tiles, Tensor out, std::vector<int64_t> ints, std::vector<int64_t> pad) {
+  const Layout layout = read_layout(ints);
+  require(pad.size() == 2 * static_cast<size_t>(layout.count), "pad: got ", pad.size(),
+          " ints; expected 2 for each of ", layout.count, " axes");
+  std::array<Ring, 3> rings;
+  for (int i = 0; i < layout.count; ++i) {
+    rings[layout.first() + i] = {pad[2 * i], pad[2 * i + 1]};
+    require(pad[2 * i] >= 0 && pad[2 * i + 1] >= 0, "pad: got ", text_of(pad), "; expected no negative number");
+  }
+  const ElementType type = element_type("tiles", tiles);
+  const Image image = read_tiles(tiles, layout);
+  const auto padded = [&](int i) { return rings[i].before + layout.axes[i].tile + rings[i].after; };
+  void* to = read_out(out, tiles, layout.shape({layout.tiles(), image.batch, image.channels}, padded));
+  pad_tiles(layout.axes, rings, type, image, to, torch_threads());
+}
+
+void blend_tiles_cpu(Tensor tiles, std::vector<Tensor> weights, Tensor out, std::vector<int64_t> ints) {
+  const Layout layout = read_layout(ints);
+  const ElementType type = element_type("tiles", tiles);
+  const Image image = read_tiles(tiles, layout);
+  require(weights.size() == static_cast<size_t>(layout.count), "weights: got ", weights.size(), " tensors; expected ",
+          layout.count, ", one per axis");
+  std::array<const void*, 3> tables{};
+  for (int i = layout.first(); i < 3; ++i) {
+    const Tensor& table = weights[i - layout.first()];
+    require_on_cpu("weights", table);
+    require_type("weights", table, type == ElementType::float64 ? ScalarType::Double : ScalarType::Float);
+    require_contiguous("weights", table);
+    const int64_t tiles_on_axis = static_cast<int64_t>(axis_origins(layout.axes[i]).size());
+    require_shape("weights", table, {tiles_on_axis, layout.axes[i].tile});
+    tables[i] = table.const_data_ptr();
+  }
+  const auto length = [&](int i) { return layout.axes[i].length; };
+  void* to = read_out(out, tiles, layout.shape({image.batch, image.channels}, length));
+  blend_tiles(layout.axes, type, image, tables, to, torch_threads());
+}
+
+Tensor table_of(const std::vector<int64_t>& values, int64_t columns) {
+  const int64_t rows = columns ? static_cast<int64_t>(values.size()) / columns : 0;
+  Tensor table = torch::stable::empty({rows, columns}, ScalarType::Long);
+  int64_t* to = static_cast<int64_t*>(table.mutable_data_ptr());
+  std::copy(values.begin(), values.end(), to);
+  return table;
+}
+
+/// What geometry.h says of an axis (size, tile, overlap, wrap), for tests: origins [tiles, 1], owners [size, 1], ring
+/// [segments, 5] of (tile, source, start, length, offset), spans [covers, 4] of (begin, end, tile, local).
+std::tuple<Tensor, Tensor, Tensor, Tensor> axis_geometry(std::vector<int64_t> ints, int64_t before, int64_t after) {
+  const Layout layout = read_layout(ints);
+  require(layout.count == 1, "axis: got ", ints.size(), " ints; expected 4");
+  const Axis& axis = layout.axes[2];
+  std::vector<int64_t> ring, spans;
+  int64_t tile = 0;
+  for (const std::vector<Segment>& segments : axis_ring(axis, before, after)) {
+    for (const Segment& s : segments) ring.insert(ring.end(), {tile, s.source, s.start, s.length, s.offset});
+    ++tile;
+  }
+  for (const Span& span : axis_spans(axis)) {
+    for (const Place& place : span.first) spans.insert(spans.end(), {span.begin, span.end, place.tile, place.local});
+  }
+  return {table_of(axis_origins(axis), 1), table_of(axis_owners(axis), 1), table_of(ring, 5), table_of(spans, 4)};
+}
+
+}  // namespace
+}  // namespace tiledattn::bindings
+
+STABLE_TORCH_LIBRARY_IMPL(tiledattn, CPU, m) {
+  m.impl("extract_tiles_cpu", TORCH_BOX(&tiledattn::bindings::extract_tiles_cpu));
+  m.impl("blend_tiles_cpu", TORCH_BOX(&tiledattn::bindings::blend_tiles_cpu));
+  m.impl("pad_tiles_cpu", TORCH_BOX(&tiledattn::bindings::pad_tiles_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tiledattn, CompositeExplicitAutograd, m) {
+  m.impl("native_axis_geometry", TORCH_BOX(&tiledattn::bindings::axis_geometry));
+}

@@ -1,0 +1,139 @@
+// Attention of a block of queries to a block of packed keys: the two products, and the softmax between them.
+//
+// A vector holds one number of several queries, so maxima and sums over keys need no shuffles, and a key's or value's
+// element is one broadcast that serves all queries of the block.
+#pragma once
+
+#include "cpu/attention_elements.h"
+#include "tiledattn/softmax.h"
+
+namespace tiledattn::TILEDATTN_ISA {
+
+#define TILEDATTN_UNROLL _Pragma("GCC unroll 8")
+
+/// Packed keys and values, at most kBlockKeys of them and a multiple of kGroup.
+struct KeyBlock {
+  const float* keys;
+  const float* values;
+  const float* bias;  // null where it is all zeros
+  int64_t count, key_row, units, dim;
+};
+
+/// A block of queries, V vectors wide, with its softmax so far.
+struct QueryBlock {
+  const float* queries;
+  float *weights, *sums, *tops, *totals;
+  float scale;
+  bool fresh;  // nothing summed yet
+};
+
+/// Logits of kGroup keys.
+template <class Products, int V>
+inline void score_group(const QueryBlock& block, const KeyBlock& seen, int64_t key, Vec (&top)[V]) {
+  const float* keys = seen.keys + key * seen.key_row;
+  const float* queries = block.queries;
+  Vec sum[kGroup][V];
+  TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
+  for (int64_t u = 0; u < seen.units; ++u, queries += V * kWidth) {
+    Vec query[V];
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) query[j] = load(queries + j * kWidth);
+    TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
+      const Vec element = Vec::all(keys[i * seen.key_row + u]);
+      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = Products::multiply(query[j], element, sum[i][j]);
+    }
+  }
+  const Vec scale = Vec::all(block.scale);
+  TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      Vec logit = sum[i][j] * scale;
+      if (seen.bias) logit = logit + Vec::all(seen.bias[key + i]);
+      top[j] = max(logit, top[j]);
+      store(block.weights + (key + i) * (V * kWidth) + j * kWidth, logit);
+    }
+  }
+}
+
+/// Logits become weights 2^(logit - shift), summed up in `total`; pairs of keys take the place of their first.
+template <class Products, int V>
+inline void weigh(const QueryBlock& block, int64_t count, const Vec (&shift)[V], Vec (&total)[V]) {
+  constexpr int64_t lanes = V * kWidth;
+  for (int64_t key = 0; key < count; key += Products::pack) {
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      float* at = block.weights + key * lanes + j * kWidth;
+      const Vec weight = exp2_nonpositive(load(at) - shift[j]);
+      total[j] = total[j] + weight;
+      if constexpr (Products::pack == 1) {
+        store(at, weight);
+      } else {
+        const Vec next = exp2_nonpositive(load(at + lanes) - shift[j]);
+        total[j] = total[j] + next;
+        store(block.weights + key / 2 * lanes + j * kWidth, Products::rounded(weight, next));
+      }
+    }
+  }
+}
+
+/// Adds the weighted values of the dims group, group + 1, ... to the sums. Each block of keys is summed on its own
+/// first: a sum of thousands would lose what a sum of sums keeps.
+template <class Products, int V>
+inline void accumulate_group(const QueryBlock& block, const float* values, int64_t steps, int64_t group) {
+  float* sums = block.sums + group * (V * kWidth);
+  const float* weights = block.weights;
+  Vec sum[kGroup][V];
+  TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
+  for (int64_t step = 0; step < steps; ++step, values += kGroup, weights += V * kWidth) {
+    Vec weight[V];
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) weight[j] = load(weights + j * kWidth);
+    TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
+      const Vec value = Vec::all(values[i]);
+      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = Products::multiply(weight[j], value, sum[i][j]);
+    }
+  }
+  TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      float* at = sums + (i * V + j) * kWidth;
+      store(at, block.fresh ? sum[i][j] : load(at) + sum[i][j]);
+    }
+  }
+}
+
+/// Moves sums and totals to a new shift where a larger logit was met.
+template <int V>
+inline void rescale(const QueryBlock& block, int64_t dim, const Vec (&factor)[V]) {
+  for (int64_t d = 0; d < dim; ++d) {
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      float* at = block.sums + (d * V + j) * kWidth;
+      store(at, load(at) * factor[j]);
+    }
+  }
+}
+
+/// The whole step.
+template <class Products, int V>
+void attend(const QueryBlock& block, const KeyBlock& seen) {
+  Vec top[V], shift[V], total[V], factor[V];
+  bool moved = false;
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) top[j] = load(block.tops + j * kWidth);
+  for (int64_t key = 0; key < seen.count; key += kGroup) score_group<Products, V>(block, seen, key, top);
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    const Vec before = load(block.tops + j * kWidth);
+    // an empty set's shift, as softmax_shift has it: -inf - (-inf) would be NaN
+    shift[j] = replaced(top[j], -INFINITY, Vec::zero());
+    factor[j] = exp2_nonpositive(before - shift[j]);
+    total[j] = Vec::zero();
+    moved = moved || any_different(before, top[j]);
+    store(block.tops + j * kWidth, top[j]);
+  }
+  if (moved && !block.fresh) rescale<V>(block, seen.dim, factor);
+  weigh<Products, V>(block, seen.count, shift, total);
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    float* at = block.totals + j * kWidth;
+    store(at, fma(load(at), factor[j], total[j]));
+  }
+  constexpr int64_t group_floats = kBlockKeys / Products::pack * kGroup;
+  for (int64_t d = 0; d < seen.dim; d += kGroup) {
+    accumulate_group<Products, V>(block, seen.values + d / kGroup * group_floats, seen.count / Products::pack, d);
+  }
+}
+
+}  // namespace tiledattn::TILEDATTN_ISA

@@ -1,0 +1,76 @@
+#include "cpu/instruction_sets.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace tiledattn {
+namespace {
+
+constexpr InstructionSet kAll[] = {InstructionSet::avx512_bf16, InstructionSet::avx512, InstructionSet::avx2,
+                                   InstructionSet::portable};
+
+bool runs_here(InstructionSet set) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  switch (set) {
+    case InstructionSet::avx2:
+      return avx2;
+    case InstructionSet::avx512:
+      return avx512;
+    case InstructionSet::avx512_bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+    default:
+      return true;
+  }
+#else
+  return set == InstructionSet::portable;
+#endif
+}
+
+InstructionSet best() {
+  for (InstructionSet set : kAll) {
+    if (runs_here(set)) return set;
+  }
+  return InstructionSet::portable;
+}
+
+std::atomic<InstructionSet>& chosen() {
+  static std::atomic<InstructionSet> set{best()};
+  return set;
+}
+
+}  // namespace
+
+InstructionSet instruction_set() { return chosen().load(std::memory_order_relaxed); }
+
+bool use_instruction_set(const char* name) {
+  if (std::strcmp(name, "auto") == 0) {
+    chosen() = best();
+    return true;
+  }
+  for (InstructionSet set : kAll) {
+    if (std::strcmp(name, name_of(set)) == 0 && runs_here(set)) {
+      chosen() = set;
+      return true;
+    }
+  }
+  return false;
+}
+
+const char* name_of(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::avx2:
+      return "avx2";
+    case InstructionSet::avx512:
+      return "avx512";
+    case InstructionSet::avx512_bf16:
+      return "avx512_bf16";
+    default:
+      return "portable";
+  }
+}
+
+}  // namespace tiledattn

@@ -1,0 +1,237 @@
+"""Cross-tile attention of the native library: what the tests of every backend can't see."""
+
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import (
+    assert_within_budget,
+    attention_inputs,
+    halos,
+    layouts,
+    oracle,
+    plain_attention,
+    plain_lse,
+)
+
+import tiledattn as ta
+from tiledattn.backends import native
+from tiledattn.backends.native_attention import token_runs
+from tiledattn.geometry import attention_plan, normalize_halo
+
+reason = native.probe()
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+HALF_TYPES = [torch.float16, torch.bfloat16]
+
+
+def known_sets():
+    """The instruction sets that this processor runs, from the slowest to the best."""
+    names = ["portable", "avx2", "avx512", "avx512_bf16"]
+    best = native.instruction_set("auto") if reason is None else names[0]
+    return names[: names.index(best) + 1]
+
+
+@pytest.fixture(params=known_sets())
+def instruction_set(request):
+    yield native.instruction_set(request.param)
+    native.instruction_set("auto")
+
+
+def tables(plan):
+    """What the runs name, per class."""
+    found = token_runs(plan)
+    for number in range(plan.num_classes):
+        runs = found.runs[int(found.starts[number]) : int(found.starts[number + 1])]
+        yield number, [token for start, length in runs.tolist() for token in range(start, start + length)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), layouts(), st.booleans())
+def test_runs_name_the_tokens_of_the_plan(data, layout, unwrapped):
+    plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))), unwrapped)
+    for number, tokens in tables(plan):
+        assert tokens == plan.class_table(number).tolist()
+    size = layout.tile_positions
+    for start, length in token_runs(plan).runs.tolist():
+        assert start // size == (start + length - 1) // size
+
+
+def test_rows_of_a_whole_axis_are_one_run():
+    plan = attention_plan(ta.TileLayout((12, 4), (4, 4)), (2, 0))
+    assert token_runs(plan).runs.tolist() == [[16, 8], [-8, 8], [16, 8], [-8, 8]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES])
+@pytest.mark.parametrize("dim", [40, 64, 72])
+def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
+    # 16 x 48 = 768 queries of 2 heads on one key head; 1536 + 19 keys and more than a chunk of them
+    layout = ta.TileLayout((48, 48), (16, 48))
+    q, k, v = attention_inputs(layout, prefix=19, heads=2, kv_heads=1, dim=dim, dtype=dtype, form="strided")
+    mask = torch.rand(3, 1, 19, generator=torch.Generator().manual_seed(0)) < 0.5
+    arguments = {"num_prefix_tokens": 19, "prefix_mask": mask, "halo_weight": 0.3}
+    exact, exact_lse = oracle(q, k, v, layout, "all", **arguments)
+    out, lse = ta.cross_tile_attention(q, k, v, layout, "all", return_lse=True, backend="cpu", **arguments)
+    assert_within_budget(out, plain_attention(q, k, v, layout, "all", **arguments), exact)
+    assert_within_budget(lse, plain_lse(q, k, layout, "all", **arguments), exact_lse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_does_not_depend_on_the_number_of_threads(dtype):
+    layout = ta.TileLayout((48, 48), 16, 0, True)
+    q, k, v = attention_inputs(layout, heads=2, dim=64, dtype=dtype)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(ta.cross_tile_attention(q, k, v, layout, 6, backend="cpu"))
+    torch.set_num_threads(1)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_large_and_tiny_logits(instruction_set):
+    layout = ta.TileLayout((6, 6), 3)
+    for size in (1e-20, 30.0, 1e4):
+        q, k, v = attention_inputs(layout)
+        q = q * size
+        exact, exact_lse = oracle(q, k, v, layout, 1)
+        out, lse = ta.cross_tile_attention(q, k, v, layout, 1, return_lse=True, backend="cpu")
+        assert_within_budget(out, plain_attention(q, k, v, layout, 1), exact)
+        assert_within_budget(lse, plain_lse(q, k, layout, 1), exact_lse)
+
+
+def test_nan_stays_where_it_is_seen(instruction_set):
+    layout = ta.TileLayout(12, 4)
+    q, k, v = attention_inputs(layout, batch=2)
+    q[1, 0, 2, 1, 3] = math.nan
+    k[0, 1, 0] = math.nan  # seen by tile 0 only: out of the others' reach
+    out, lse = ta.cross_tile_attention(q, k, v, layout, 2, return_lse=True, backend="cpu")
+    expected = torch.zeros(out.shape, dtype=torch.bool)
+    expected[1, 0, 2, 1] = True
+    expected[0, 1] = True
+    assert torch.equal(out.isnan(), expected)
+    assert torch.equal(lse.isnan(), expected[..., 0].transpose(-1, -2))
+
+
+def test_offsets_beyond_two_to_the_31():
+    layout = ta.TileLayout(8, 4)
+    stride = 2**31 + 64
+    memory = torch.empty(stride + 4 * 2 * 8, dtype=torch.float16)  # only the pages that are written take memory
+    far = [memory.as_strided((2, 1, 4, 2, 8), (stride, 0, 16, 8, 1), 0) for _ in range(3)]
+    near = attention_inputs(layout, dtype=torch.float16)[0]
+    far[0].copy_(near)
+    expected = ta.cross_tile_attention(near, near, near, layout, 2, backend="cpu")
+    assert torch.equal(ta.cross_tile_attention(*far, layout, 2, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("dim", [1, 64, 128, 256])
+def test_memory_is_bounded_by_keys_of_one_tile(dim):
+    """Packed keys and values of a chunk, and sums of a panel: as much as K and V of a 64 x 64 tile, all told."""
+    for threads in (1, 8):
+        limit = torch.ops.tiledattn.cross_tile_attention_cpu_scratch(dim, threads)
+        assert limit <= threads * (64 * 64 * 2 * 4 * max(dim, 64))
+
+
+MEMORY = """
+import torch, tiledattn as ta
+from tiledattn.backends import native
+from tiledattn.backends.pytorch import attention
+native.probe()
+attention.GATHER_BYTES["cpu"] = 1 << 40
+torch.set_num_threads(2)
+layout, dim = ta.TileLayout((128, 128), 32), 64
+q, k, v = (torch.randn(layout.num_tiles, 1, 1024, 2, dim) for _ in range(3))
+small = [x[..., :8].contiguous() for x in (q, k, v)]
+ta.cross_tile_attention(*small, layout, 32, backend="{backend}")  # what is made once
+def kilobytes(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+before = kilobytes("VmRSS")
+out = ta.cross_tile_attention(q, k, v, layout, 32, backend="{backend}")
+limit = torch.ops.tiledattn.cross_tile_attention_cpu_scratch(dim, 2)
+print(1024 * (kilobytes("VmHWM") - before) - out.nbytes - limit)
+"""
+
+
+def memory_beyond_the_limit(backend):
+    code = MEMORY.format(backend=backend)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_memory_of_the_process_does_not_grow_beyond_it():
+    assert memory_beyond_the_limit("cpu") < 2 << 20
+
+
+def test_the_memory_test_would_see_gathered_keys():
+    assert memory_beyond_the_limit("torch") > 32 << 20
+
+
+def good_call():
+    plan = attention_plan(ta.TileLayout((8, 8), 4), (2, 2))
+    q, k, v = attention_inputs(plan.layout, prefix=1)
+    runs = token_runs(plan)
+    return SimpleNamespace(
+        q=q,
+        k=k,
+        v=v,
+        mask=None,
+        classes=runs.class_of_tile,
+        starts=runs.starts,
+        runs=runs.runs,
+        prefix=1,
+        weight=1.0,
+        scale=0.5,
+        out=torch.empty_like(q),
+        lse=torch.empty(4, 1, 2, 17),
+    )
+
+
+def changed(x, place, value):
+    x = x.clone()
+    x[place] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"q": c.q.double()}, "q: dtype is Double"),
+        (lambda c: {"q": c.q[0]}, "q: shape is .* expected 5 dims"),
+        (lambda c: {"k": c.k[..., ::2]}, "k: the last dim is strided"),
+        (lambda c: {"k": c.k[:, :, :5]}, "k: shape is"),
+        (lambda c: {"k": c.k.half()}, "k: dtype is Half"),
+        (lambda c: {"v": c.v[:2]}, "v: shape is"),
+        (lambda c: {"k": c.k[:2], "v": c.v[:2]}, "the pool must have at least as many tiles as q"),
+        (lambda c: {"mask": torch.ones(4, 1, 2, dtype=torch.bool)}, "prefix_mask: shape is"),
+        (lambda c: {"classes": changed(c.classes, 3, 9)}, "a tile's class is out of range"),
+        (lambda c: {"starts": changed(c.starts, 1, 99)}, "run_starts must ascend"),
+        (lambda c: {"starts": c.starts[:0]}, "run_starts: it is empty"),
+        (lambda c: {"runs": c.runs[:-1]}, "runs: shape is"),
+        (lambda c: {"runs": changed(c.runs, (0, 0), 64)}, "a run leaves the pool"),
+        (lambda c: {"runs": changed(c.runs, (0, 0), -16)}, "a run leaves the pool"),
+        (lambda c: {"runs": changed(c.runs, (0, 1), 17)}, "a run crosses from one tile to the next"),
+        (lambda c: {"prefix": 17}, "S must be larger than the number of prefix tokens"),
+        (lambda c: {"out": c.out[:2]}, "out: shape is"),
+        (lambda c: {"out": torch.empty(17, 4, 1, 2, 8).movedim(0, 2)}, "out: not contiguous"),
+        (lambda c: {"lse": c.lse[:2]}, "lse: shape is"),
+    ],
+)
+def test_calls_that_would_touch_foreign_memory_raise(change, message):
+    call = good_call()
+    torch.ops.tiledattn.cross_tile_attention_cpu(*vars(call).values())
+    arguments = {**vars(call), **change(call)}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.tiledattn.cross_tile_attention_cpu(*arguments.values())
+
+
+def test_float64_is_left_to_others():
+    q, k, v = attention_inputs(ta.TileLayout(8, 4), dtype=torch.float64)
+    with pytest.raises(ta.BackendUnavailableError, match="float64 is not supported"):
+        ta.cross_tile_attention(q, k, v, ta.TileLayout(8, 4), 2, backend="cpu")
+    assert ta.cross_tile_attention(q, k, v, ta.TileLayout(8, 4), 2).dtype == torch.float64
