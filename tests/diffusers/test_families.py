@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiledattn.diffusers as td
 from tiledattn import TileLayout
 from tiledattn.diffusers.families import FAMILIES, family_of
-from tiledattn.diffusers.families.unet import UNetFamily
 from tiledattn.diffusers.families.base import CallContext
+from tiledattn.diffusers.families.unet import UNetFamily
 from tiledattn.diffusers.view import CanvasView
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
