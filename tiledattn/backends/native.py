@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "cpu"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-RUNS_ON = "x86-64 and ARM CPUs, where the native library was built"
+RUNS_ON = "CPUs, where the native library was built"
 PROVEN_ON = ("x86-64 CPU with AVX-512 and bfloat16, 2026-11-20",)
 OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
 
