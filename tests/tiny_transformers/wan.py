@@ -16,7 +16,7 @@ def _wan(**options: Any) -> Callable[[], Any]:
     config = {
         "patch_size": (1, 2, 2),
         "num_attention_heads": 2,
-        "attention_head_dim": 12,
+        "attention_head_dim": 16,  # more channels for time than for height and width
         "in_channels": 4,
         "out_channels": 4,
         "text_dim": 16,

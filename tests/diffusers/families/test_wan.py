@@ -102,7 +102,7 @@ def test_two_denoisers_count_steps_together(num_steps: int | None) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_features_of_first_and_last_frames(batch: int) -> None:
     """Two rows of images for one of the canvas batch."""
-    model = tiny_wan(image_dim=16, pos_embed_seq_len=10, added_kv_proj_dim=24)()
+    model = tiny_wan(image_dim=16, pos_embed_seq_len=10, added_kv_proj_dim=32)()
     call = {**tiny_wan_call((3, 8, 16), batch, torch.float32)}
     call["encoder_hidden_states_image"] = randn(2 * batch, 5, 16, seed=3)
     want = run(model, call)
