@@ -1,8 +1,8 @@
 """Build script: metadata lives in pyproject.toml; the native library is built from csrc/ by the rules below.
 
-One shared library for every Python and every torch from 2.10 on: CPU kernels for several instruction sets, chosen at
-run time, and CUDA kernels where nvcc is there. Without a compiler or torch's headers the package is pure Python, and
-`tiledattn doctor` says why.
+One shared library on the stable ABI of torch 2.10, without a symbol of Python: CPU kernels for several instruction
+sets, chosen at run time, and CUDA kernels where nvcc is there. Without a compiler or torch's headers the package is
+pure Python, and `tiledattn doctor` says why.
 
 Environment:
     TILEDATTN_NO_EXT      1: pure Python; 0: fail rather than fall back to pure Python.

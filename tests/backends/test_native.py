@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -23,6 +24,15 @@ OPS = torch.ops.tiledattn
 HALVES = [torch.float16, torch.bfloat16]
 
 needs_library = pytest.mark.skipif(native.probe() is not None, reason=str(native.probe()))
+
+
+def test_a_compiler_gives_a_library():
+    """Else a build that broke would only skip what it is for."""
+    if os.environ.get("TILEDATTN_NO_EXT") == "1":
+        pytest.skip("TILEDATTN_NO_EXT=1 leaves the library out")
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no C++ compiler")
+    assert native.probe() is None
 
 
 def instruction_sets():

@@ -26,7 +26,15 @@ OPTION_OF = {
 }
 # Arguments that decide what comes back.
 OURS = ("output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt", "callback_steps")
-TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "list": list, "tuple": tuple, "dict": dict}
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": str,
+    "list": list,
+    "tuple": tuple,
+    "dict": dict,
+}
 WORDS = {"none": None, "true": True, "false": False}
 
 
@@ -241,7 +249,7 @@ def _value(name: str, text: str, one: inspect.Parameter) -> Any:
     value = _literal(text)
     if isinstance(value, list) and "tuple" in words and "list" not in words:
         value = tuple(value)
-    fits = [word for word in words if isinstance(value, TYPES[word])]  # type: ignore[arg-type]
+    fits = [word for word in words if isinstance(value, TYPES[word])]
     if isinstance(value, bool):
         fits = [word for word in fits if word == "bool"]
     if words and value is not None and not fits:

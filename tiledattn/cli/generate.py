@@ -223,13 +223,13 @@ def _tile_vae(pipe: Any) -> None:
     vae.enable_tiling()
 
 
-def _regions(boxes: list[tuple[tuple[float, ...], str]]) -> list[Any] | None:
+def _regions(boxes: list[tuple[tuple[float, float, float, float], str]]) -> list[Any] | None:
     if not boxes:
         return None
     from ..diffusers import Region
 
     with bad_usage("--region"):
-        return [Region(box, text) for box, text in boxes]  # type: ignore[arg-type]
+        return [Region(box, text) for box, text in boxes]
 
 
 def _paint(

@@ -45,7 +45,7 @@ def parse_reach(text: str) -> int | tuple[int, ...] | Literal["all"]:
         raise ValueError(f'got {text!r}; expected a number such as 64, WxH, WxHxF for video, or "all"') from None
 
 
-def parse_region(text: str) -> tuple[tuple[float, ...], str]:
+def parse_region(text: str) -> tuple[tuple[float, float, float, float], str]:
     """ "left,top,right,bottom: prompt" as the box and the prompt.
 
     Raises:
@@ -53,12 +53,12 @@ def parse_region(text: str) -> tuple[tuple[float, ...], str]:
     """
     box, colon, prompt = text.partition(":")
     try:
-        numbers = tuple(float(number) for number in box.split(","))
+        left, top, right, bottom = (float(number) for number in box.split(","))
     except ValueError:
-        numbers = ()
-    if len(numbers) != 4 or not colon or not prompt.strip():
+        colon = ""
+    if not colon or not prompt.strip():
         raise ValueError(f'got {text!r}; expected "left,top,right,bottom: prompt", such as "0,0,512,512: a lake"')
-    return numbers, prompt.strip()
+    return (left, top, right, bottom), prompt.strip()
 
 
 def check_axes(pipe: Any, extents: Mapping[str, Any], video: bool) -> None:
