@@ -8,8 +8,8 @@
 namespace tiledattn::bindings {
 namespace {
 
-// Raised with every change of a schema below; native.py refuses a library of another number.
-constexpr int64_t kInterface = 1;
+// Raised with every change of a schema below; native_library.py refuses a library of another number.
+constexpr int64_t kInterface = 2;
 
 int64_t native_interface() { return kInterface; }
 

@@ -1,81 +1,11 @@
 // Operators that cut, pad and blend tiles. A layout is the flat list of ints of TileLayout.as_ints().
 
 #include "bindings.h"
+#include "bindings_layout.h"
 #include "tiles.h"
 
 namespace tiledattn::bindings {
 namespace {
-
-/// A layout: axes z, y, x, the last `count` of which are its own.
-struct Layout {
-  Axes axes;
-  int count = 0;
-
-  int first() const { return 3 - count; }
-
-  int64_t tiles() const {
-    int64_t product = 1;
-    for (const Axis& axis : axes) product *= static_cast<int64_t>(axis_origins(axis).size());
-    return product;
-  }
-
-  /// `lead` and then, for each axis, what `of` says.
-  template <typename Of>
-  std::vector<int64_t> shape(std::vector<int64_t> lead, const Of& of) const {
-    for (int i = first(); i < 3; ++i) lead.push_back(of(i));
-    return lead;
-  }
-};
-
-Axis read_axis(const std::vector<int64_t>& layout, size_t number, size_t count) {
-  const Axis axis{layout[number], layout[count + number], layout[2 * count + number], layout[3 * count + number] != 0};
-  const char* error = axis_error(axis);
-  require(!error, "layout: axis ", number, " of ", text_of(layout), ": ", error ? error : "");
-  return axis;
-}
-
-Layout read_layout(const std::vector<int64_t>& layout) {
-  const size_t count = layout.size() / 4;
-  require(layout.size() % 4 == 0 && count >= 1 && count <= 3, "layout: got ", layout.size(),
-          " ints; expected 4 for each of 1 to 3 axes");
-  Layout found;
-  found.count = static_cast<int>(count);
-  for (size_t i = 0; i < count; ++i) found.axes[found.first() + i] = read_axis(layout, i, count);
-  return found;
-}
-
-ElementType element_type(const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half:
-      return ElementType::float16;
-    case ScalarType::BFloat16:
-      return ElementType::bfloat16;
-    case ScalarType::Float:
-      return ElementType::float32;
-    case ScalarType::Double:
-      return ElementType::float64;
-    default:
-      require(false, name, ": dtype is ", torch::headeronly::toString(tensor.scalar_type()),
-              "; expected float16, bfloat16, float32 or float64");
-      return ElementType::float32;
-  }
-}
-
-/// A tensor [T, B, C, ...] or, with `lead` 2, [B, C, ...]. The stride of a dim of one entry means nothing: 0.
-Image read_image(const char* name, const Tensor& tensor, int64_t lead, const Layout& layout) {
-  require_on_cpu(name, tensor);
-  require(tensor.dim() == lead + layout.count, name, ": shape is ", shape_of(tensor), "; expected ",
-          lead + layout.count, " dims");
-  const auto stride = [&](int64_t dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); };
-  Image image{};
-  image.data = tensor.const_data_ptr();
-  image.batch = tensor.size(lead - 2), image.channels = tensor.size(lead - 1);
-  image.tile_stride = lead == 3 ? stride(0) : 0;
-  image.batch_stride = stride(lead - 2), image.channel_stride = stride(lead - 1);
-  for (int i = 0; i < layout.count; ++i) image.stride[layout.first() + i] = stride(lead + i);
-  if (tensor.size(tensor.dim() - 1) == 1) image.stride[2] = 1;
-  return image;
-}
 
 void* read_out(Tensor& out, const Tensor& source, const std::vector<int64_t>& shape) {
   require_on_cpu("out", out);
@@ -87,6 +17,7 @@ void* read_out(Tensor& out, const Tensor& source, const std::vector<int64_t>& sh
 
 void extract_tiles_cpu(Tensor canvas, Tensor out, std::vector<int64_t> ints) {
   const Layout layout = read_layout(ints);
+  require_on_cpu("canvas", canvas);
   const ElementType type = element_type("canvas", canvas);
   const Image image = read_image("canvas", canvas, 2, layout);
   const auto length = [&](int i) { return layout.axes[i].length; };
@@ -97,6 +28,7 @@ void extract_tiles_cpu(Tensor canvas, Tensor out, std::vector<int64_t> ints) {
 }
 
 Image read_tiles(const Tensor& tiles, const Layout& layout) {
+  require_on_cpu("tiles", tiles);
   const Image image = read_image("tiles", tiles, 3, layout);
   const auto tile = [&](int i) { return layout.axes[i].tile; };
   require_shape("tiles", tiles, layout.shape({layout.tiles(), image.batch, image.channels}, tile));

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import assert_within_budget, layouts, relative_error
 
 import tiledattn as ta
-from tiledattn.backends import native, reference
+from tiledattn.backends import native, native_library, reference
 from tiledattn.backends.tables import window_tables
 from tiledattn.geometry.axis import Axis, axis_origins, axis_owners, axis_ring
 from tiledattn.geometry.cover import axis_cover
@@ -256,8 +256,8 @@ def test_works_without_the_library_and_says_why(environment, reason):
 @needs_library
 def test_a_library_of_other_sources_is_refused():
     code = f"""
-from tiledattn.backends import native
-native.INTERFACE = {native.INTERFACE + 1}
+from tiledattn.backends import native, native_library
+native_library.INTERFACE = {native_library.INTERFACE + 1}
 print(native.probe())
 """
     assert "built from other sources" in run(code)

@@ -330,9 +330,9 @@ def test_option_texts():
 
 
 def test_doctor_says_why_there_is_no_native_library(capsys, monkeypatch):
-    from tiledattn.backends import native
+    from tiledattn.backends import native_library
 
-    monkeypatch.setattr(native, "_load", lambda: "no native library: no C++ compiler was found")
+    monkeypatch.setattr(native_library, "load", lambda: "no native library: no C++ compiler was found")
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.count("no C++ compiler was found") >= 2  # the backend and the library
 

@@ -1,17 +1,16 @@
-"""The native library: fused C++ kernels for the CPU, loaded once; nothing is compiled at import or later."""
+"""Fused C++ kernels for the CPU, from the native library."""
 
 from __future__ import annotations
 
-import json
-import os
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from . import native_library
 from .native_attention import cross_tile_attention as cross_tile_attention
+from .native_library import describe as describe
+from .native_library import instruction_set as instruction_set
 
 if TYPE_CHECKING:
     from ..geometry import TileLayout
@@ -22,44 +21,10 @@ RUNS_ON = "CPUs, where the native library was built"
 PROVEN_ON = ("x86-64 CPU with AVX-512 and bfloat16, 2026-11-20",)
 OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
 
-INTERFACE = 1  # of the operators' schemas; the library says which one it was built with
-
-_FOLDER = Path(__file__).resolve().parent.parent
-
-NO_EXT_VARIABLE = "TILEDATTN_NO_EXT"  # 1: as if there were no library, at build time and at run time
-LIBRARY_VARIABLE = "TILEDATTN_LIBRARY"  # another library than the package's own, such as one with sanitizers
-
-
-def build_report() -> dict[str, object]:
-    """What the build wrote down: `reason` why there is no library, or compiler, instruction sets and CUDA version."""
-    try:
-        found: dict[str, object] = json.loads((_FOLDER / "_build.json").read_text())
-    except (OSError, ValueError):
-        return {"reason": "it was not built; run `pip install .` or `make setup` in the source tree"}
-    return found
-
-
-@cache
-def _load() -> str | None:
-    """Loads the library; None, or why it can't be used."""
-    if os.environ.get(NO_EXT_VARIABLE) == "1":
-        return f"switched off by {NO_EXT_VARIABLE}=1"
-    library = Path(os.environ.get(LIBRARY_VARIABLE) or _FOLDER / "_C.abi3.so")
-    if not library.is_file():
-        return f"no native library: {build_report().get('reason') or f'{library} is missing'}"
-    try:
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-        interface = torch.ops.tiledattn.native_interface()
-    except (OSError, AttributeError, RuntimeError) as problem:
-        return f"the native library can't be loaded: {problem}"
-    if interface != INTERFACE:
-        return "the native library was built from other sources than these; run `pip install .` or `make build` again"
-    return None
-
 
 def probe() -> str | None:
     """None where the library was built and loads, else the reason why not."""
-    return _load()
+    return native_library.load()
 
 
 def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -73,22 +38,6 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
     if op == "cross_tile_attention" and dtype == torch.float64:
         return f"{op}: {dtype} is not supported, only float16, bfloat16 and float32"
     return None
-
-
-def describe() -> dict[str, object]:
-    """For `tiledattn doctor`: what the build wrote down, and the instruction set in use or why there is none."""
-    reason = _load()
-    report = {**build_report(), "reason": reason}
-    if reason is None:
-        report["instruction_set"] = instruction_set()
-        report["cuda_reason"] = torch.ops.tiledattn.native_cuda_reason() or None
-    return report
-
-
-def instruction_set(name: str = "") -> str:
-    """The instruction set that kernels use; a name ("auto", "portable", "avx2", ...) chooses another."""
-    chosen: str = torch.ops.tiledattn.native_instruction_set(name)
-    return chosen
 
 
 def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:

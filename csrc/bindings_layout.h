@@ -1,0 +1,79 @@
+// Reading layouts and images. A layout is the flat list of ints of TileLayout.as_ints().
+#pragma once
+
+#include "bindings.h"
+#include "tiles.h"
+
+namespace tiledattn::bindings {
+
+/// A layout: axes z, y, x, the last `count` of which are its own.
+struct Layout {
+  Axes axes;
+  int count = 0;
+
+  int first() const { return 3 - count; }
+
+  int64_t tiles() const {
+    int64_t product = 1;
+    for (const Axis& axis : axes) product *= static_cast<int64_t>(axis_origins(axis).size());
+    return product;
+  }
+
+  /// `lead` and then, for each axis, what `of` says.
+  template <typename Of>
+  std::vector<int64_t> shape(std::vector<int64_t> lead, const Of& of) const {
+    for (int i = first(); i < 3; ++i) lead.push_back(of(i));
+    return lead;
+  }
+};
+
+inline Axis read_axis(const std::vector<int64_t>& layout, size_t number, size_t count) {
+  const Axis axis{layout[number], layout[count + number], layout[2 * count + number], layout[3 * count + number] != 0};
+  const char* error = axis_error(axis);
+  require(!error, "layout: axis ", number, " of ", text_of(layout), ": ", error ? error : "");
+  return axis;
+}
+
+inline Layout read_layout(const std::vector<int64_t>& layout) {
+  const size_t count = layout.size() / 4;
+  require(layout.size() % 4 == 0 && count >= 1 && count <= 3, "layout: got ", layout.size(),
+          " ints; expected 4 for each of 1 to 3 axes");
+  Layout found;
+  found.count = static_cast<int>(count);
+  for (size_t i = 0; i < count; ++i) found.axes[found.first() + i] = read_axis(layout, i, count);
+  return found;
+}
+
+inline ElementType element_type(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return ElementType::float16;
+    case ScalarType::BFloat16:
+      return ElementType::bfloat16;
+    case ScalarType::Float:
+      return ElementType::float32;
+    case ScalarType::Double:
+      return ElementType::float64;
+    default:
+      require(false, name, ": dtype is ", torch::headeronly::toString(tensor.scalar_type()),
+              "; expected float16, bfloat16, float32 or float64");
+      return ElementType::float32;
+  }
+}
+
+/// A tensor [T, B, C, ...] or, with `lead` 2, [B, C, ...]. The stride of a dim of one entry means nothing: 0.
+inline Image read_image(const char* name, const Tensor& tensor, int64_t lead, const Layout& layout) {
+  require(tensor.dim() == lead + layout.count, name, ": shape is ", shape_of(tensor), "; expected ",
+          lead + layout.count, " dims");
+  const auto stride = [&](int64_t dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); };
+  Image image{};
+  image.data = tensor.const_data_ptr();
+  image.batch = tensor.size(lead - 2), image.channels = tensor.size(lead - 1);
+  image.tile_stride = lead == 3 ? stride(0) : 0;
+  image.batch_stride = stride(lead - 2), image.channel_stride = stride(lead - 1);
+  for (int i = 0; i < layout.count; ++i) image.stride[layout.first() + i] = stride(lead + i);
+  if (tensor.size(tensor.dim() - 1) == 1) image.stride[2] = 1;
+  return image;
+}
+
+}  // namespace tiledattn::bindings
