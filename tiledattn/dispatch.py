@@ -18,7 +18,14 @@ from .selfcheck import failed_self_check
 
 ENVIRONMENT_VARIABLE = "TILEDATTN_BACKEND"
 
-OPERATIONS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles", "group_norm_tiles")
+OPERATIONS = (
+    "cross_tile_attention",
+    "cross_tile_attention_backward",
+    "extract_tiles",
+    "blend_tiles",
+    "pad_tiles",
+    "group_norm_tiles",
+)
 
 _MODULES = {
     "triton": ".backends.triton",
@@ -27,6 +34,7 @@ _MODULES = {
     "reference": ".backends.reference",
 }
 _AUTOMATIC = ("triton", "cpu", "torch")
+_RECOMPUTING = ("torch", "reference")  # their backward reads nothing that the forward could save
 
 _logger = logging.getLogger("tiledattn")
 _chosen: ContextVar[str | None] = ContextVar("tiledattn_backend", default=None)
@@ -133,6 +141,29 @@ def capabilities() -> tuple[Capability, ...]:
 def provides(name: str, op: str) -> bool:
     """Whether a backend has an operation at all, on whatever device ("auto" has all of them)."""
     return check_name(name) == "auto" or hasattr(_module(name), op)
+
+
+def preferred(op: str, requested: str) -> str:
+    """The backend that a call asks for, by name or by its surroundings; "auto" where that one lacks `op`."""
+    return requested if requested != "auto" and provides(requested, op) else _ambient(op)
+
+
+def saves_lse(requested: str, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether an attention that will be differentiated should keep its lse: the backward of its backend reads it.
+
+    A guess, from devices in general: a backward without the lse computes it anew.
+    """
+    forward, backward = "cross_tile_attention", "cross_tile_attention_backward"
+    name = preferred(forward, requested)
+    for candidate in _AUTOMATIC if name == "auto" else (name,):
+        module = _module(candidate)
+        if _refusal(module, forward, torch.device(device_type), dtype, 0) is None:
+            return candidate not in _RECOMPUTING and hasattr(module, backward)
+    return False
+
+
+# as torch.compiler.assume_constant_result does, which would import Dynamo and Triton right now
+saves_lse._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _ambient(op: str) -> str:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,26 +89,59 @@ def _cases(op: str, dtype: torch.dtype, head_dim: int) -> list[Case]:
             _attention_case(dtype, head_dim, masked=False, lse=False),
             _attention_case(dtype, head_dim, masked=True, lse=True),
         ]
+    if op == "cross_tile_attention_backward":
+        return [
+            _gradient_case(dtype, head_dim, masked=False, lse=False),
+            _gradient_case(dtype, head_dim, masked=True, lse=True),
+        ]
     return [_tiling_case(op, dtype)]
 
 
-def _attention_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
+def _attention_inputs(dtype: torch.dtype, head_dim: int, masked: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """q, k, v with three prefix tokens, and a mask of those."""
     tiles, prefix = _LAYOUT.num_tiles, 3
     q = _random(dtype, tiles, 2, prefix + _LAYOUT.tile_positions, 4, head_dim)
     k, v = _random(dtype, 2, *q.shape[:3], 2, head_dim).unbind(0)
-    mask = _random(torch.float32, tiles, 2, prefix) > 0 if masked else None
+    return (q, k, v), _random(torch.float32, tiles, 2, prefix) > 0 if masked else None
+
+
+def _attention_options(mask: Tensor | None, head_dim: int, lse: bool) -> dict[str, Any]:
+    return {
+        "plan": attention_plan(_LAYOUT, (5, 5)),
+        "num_prefix_tokens": 3,
+        "prefix_mask": mask,
+        "halo_weight": 0.5,
+        "scale": head_dim**-0.5,
+        "return_lse": lse,
+    }
+
+
+def _flat(*parts: Tensor) -> Tensor:
+    return torch.cat([x.flatten().cpu().double() for x in parts])
+
+
+def _attention_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
+    inputs, mask = _attention_inputs(dtype, head_dim, masked)
 
     def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
-        out, sums = backend.cross_tile_attention(
-            *(x.to(device, precision) for x in (q, k, v)),
-            plan=attention_plan(_LAYOUT, (5, 5)),
-            num_prefix_tokens=prefix,
-            prefix_mask=None if mask is None else mask.to(device),
-            halo_weight=0.5,
-            scale=head_dim**-0.5,
-            return_lse=lse,
-        )
-        return torch.cat([out.flatten().cpu().double(), sums.flatten().cpu().double()])
+        options = _attention_options(None if mask is None else mask.to(device), head_dim, lse)
+        return _flat(*backend.cross_tile_attention(*(x.to(device, precision) for x in inputs), **options))
+
+    return run
+
+
+def _gradient_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
+    """Gradients, from what the same backend's forward gave."""
+    inputs, mask = _attention_inputs(dtype, head_dim, masked)
+    grad_out = _random(dtype, *inputs[0].shape)
+    grad_lse = _random(torch.float32, *(grad_out.shape[d] for d in (0, 1, 3, 2))) if lse else None
+
+    def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
+        options = _attention_options(None if mask is None else mask.to(device), head_dim, True)
+        tensors = [x.to(device, precision) for x in inputs]
+        out, sums = backend.cross_tile_attention(*tensors, **options)
+        grads = grad_out.to(device, precision), None if grad_lse is None else grad_lse.to(device, sums.dtype)
+        return _flat(*backend.cross_tile_attention_backward(*grads, *tensors, out, sums, **options))
 
     return run
 

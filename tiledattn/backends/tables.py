@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import AttentionPlan, TileLayout, normalized_windows
+from ..geometry import AttentionPlan, TileLayout, normalized_windows, reversed_plan
 from ..geometry.windows import normalize_axis
 
 Args = ParamSpec("Args")
@@ -50,6 +50,28 @@ def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTabl
         torch.from_numpy(starts).to(device),
         torch.from_numpy(index).to(device),
     )
+
+
+class ReverseTables(NamedTuple):
+    """Device copy of a plan's `ReverseTable`: which tiles see the tokens of tile u of the pool.
+
+    The cells of u are cells[cell_starts[c] : cell_starts[c + 1]] with c = class_of_lender[u]; a cell
+    (first_token, tokens, first_borrower, borrowers) names ranges of `tokens` and `borrowers`.
+    """
+
+    class_of_lender: Tensor  # int32 [T']
+    cell_starts: Tensor  # int64 [classes + 1]
+    cells: Tensor  # int64 [n, 4]
+    tokens: Tensor  # int32, canvas tokens of the lender
+    borrowers: Tensor  # int32, tile deltas borrower - lender
+
+
+@lru_cache(maxsize=32)
+@shared
+def reverse_tables(plan: AttentionPlan, device: torch.device) -> ReverseTables:
+    """The reversed plan's tables on `device`."""
+    found = reversed_plan(plan)
+    return ReverseTables(*(torch.from_numpy(x).to(device) for x in (found.class_of_lender, *found.table)))
 
 
 @lru_cache(maxsize=32)

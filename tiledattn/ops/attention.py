@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ..dispatch import check_name
+from ..dispatch import check_name, saves_lse
 from ..geometry import TileLayout, normalize_halo
 from . import library
 from .checks import check_bool, check_int, check_layout, check_number, check_same, check_tensor
@@ -127,11 +127,17 @@ def cross_tile_attention(
     frequencies, interleaved = check_rotary(rotary, q, k, layout)
     if not any(h and n > 1 for h, n in zip(reach, layout.grid, strict=True)):
         frequencies = None  # offsets inside a tile are right as they are
-    numbers = (prefix, step_weight, factor, return_lse)
+    # the backward of some backends reads the lse
+    with_lse = return_lse or (_needs_gradient(q, k, v) and saves_lse(check_name(backend), q.device.type, q.dtype))
+    numbers = (prefix, step_weight, factor, with_lse)
     out, lse = library.cross_tile_attention(
         q, k, v, prefix_mask, ints, list(reach), *numbers, frequencies, interleaved, check_name(backend)
     )
     return (out, lse) if return_lse else out
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _check_qkv(q: object, k: object, v: object, layout: TileLayout, prefix: int) -> None:

@@ -1,7 +1,8 @@
 """The registered operators: schemas, shapes for tracing, gradients. One registered boundary per public call.
 
-A layout crosses a schema as `TileLayout.as_ints()`. Forward operators go to the dispatcher; the backward ones are
-the PyTorch backend's. Linear operators are differentiable any number of times, the others once.
+A layout crosses a schema as `TileLayout.as_ints()`. Forward operators and attention's backward go to the dispatcher;
+the other backward ones are the PyTorch backend's. Linear operators are differentiable any number of times, the others
+once.
 """
 
 from __future__ import annotations
@@ -97,9 +98,12 @@ def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, layout, halo, prefix, weight, scale, return_lse, frequencies, interleaved, _backend = inputs
+    q, k, v, mask, layout, halo, prefix, weight, scale, return_lse, frequencies, interleaved, backend = inputs
     ctx.places, ctx.numbers, ctx.interleaved = (layout, halo, prefix), (scale, return_lse), interleaved
-    ctx.save_for_backward(q, k, v, mask, weight, frequencies)
+    # asked for here: gradients of a GPU's tensors are computed in a thread with surroundings of its own
+    ctx.backend = dispatch.preferred("cross_tile_attention_backward", backend)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, mask, weight, frequencies, *output)
 
 
 def _first_derivative_only(op: str) -> None:
@@ -107,17 +111,22 @@ def _first_derivative_only(op: str) -> None:
         raise RuntimeError(f"{op}: second derivatives are not supported; call backward without create_graph=True")
 
 
-def _attention_backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Grads:
+def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Grads:
     _first_derivative_only("cross_tile_attention")
-    q, k, v, mask, weight, frequencies = ctx.saved_tensors
+    if grad_out is None and grad_lse is None:
+        return (None,) * 13
+    q, k, v, mask, weight, frequencies, out, lse = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     op = torch.ops.tiledattn.cross_tile_attention_backward
-    rest = (*ctx.places, weight, *ctx.numbers, frequencies, ctx.interleaved)
-    return (*op(grad_out, grad_lse, q, k, v, mask, *rest), *(None,) * 10)
+    rest = (*ctx.places, weight, *ctx.numbers, frequencies, ctx.interleaved, ctx.backend)
+    return (*op(grad_out, grad_lse, out, lse, q, k, v, mask, *rest), *(None,) * 10)
 
 
-def _attention_vjp(
+def _attention_gradients(
     grad_out: Tensor,
-    grad_lse: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -130,11 +139,17 @@ def _attention_vjp(
     return_lse: bool,
     frequencies: Tensor | None,
     interleaved: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    name = dispatch.preferred("cross_tile_attention_backward", backend)
+    module = dispatch.select("cross_tile_attention_backward", name, q.device, q.dtype, q.shape[-1])
     kwargs = _attention_kwargs(
         prefix_mask, layout, halo, num_prefix_tokens, halo_weight, scale, return_lse, frequencies, interleaved
     )
-    return pytorch.cross_tile_attention_vjp(grad_out, grad_lse, q, k, v, **kwargs)
+    grads: tuple[Tensor, Tensor, Tensor] = module.cross_tile_attention_backward(
+        grad_out, grad_lse if return_lse else None, q, k, v, out, lse, **kwargs
+    )
+    return grads
 
 
 def _extract(canvas: Tensor, layout: list[int], backend: str) -> Tensor:
@@ -323,10 +338,10 @@ def _register() -> None:
         _attention_fake,
     )
     _define(
-        f"cross_tile_attention_backward(Tensor grad_out, Tensor grad_lse, {_ATTENTION_ARGS})"
-        " -> (Tensor, Tensor, Tensor)",
-        _attention_vjp,
-        _like(2, 3, 4),
+        "cross_tile_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, "
+        f"{_ATTENTION_ARGS}, str backend) -> (Tensor, Tensor, Tensor)",
+        _attention_gradients,
+        _like(4, 5, 6),
     )
     torch.library.register_autograd(attention, _attention_backward, setup_context=_attention_setup, lib=_LIB)
 

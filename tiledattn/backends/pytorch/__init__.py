@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .attention import cross_tile_attention, cross_tile_attention_vjp
+from .attention import cross_tile_attention, cross_tile_attention_backward
 from .norms import group_norm_tiles
 from .tiles import blend_tiles, extract_tiles, fold_rings, pad_tiles, sum_tiles, weigh_tiles
 
@@ -15,7 +15,7 @@ __all__ = [
     "RUNS_ON",
     "blend_tiles",
     "cross_tile_attention",
-    "cross_tile_attention_vjp",
+    "cross_tile_attention_backward",
     "extract_tiles",
     "fold_rings",
     "group_norm_tiles",

@@ -89,12 +89,14 @@ def cross_tile_attention(
     return out, lse
 
 
-def cross_tile_attention_vjp(
+def cross_tile_attention_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    out: Tensor,
+    lse: Tensor,
     *,
     plan: AttentionPlan,
     num_prefix_tokens: int,
@@ -105,23 +107,27 @@ def cross_tile_attention_vjp(
     frequencies: Tensor | None = None,
     interleaved: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, each group of tiles recomputed on its own and added up."""
+    """Gradients of q, k and v, each group of tiles recomputed on its own (`out` and `lse` are not read) and added up.
+
+    `grad_lse` counts with `return_lse` only; None is zeros.
+    """
     if q.numel() == 0:
         grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         return grads[0], grads[1], grads[2]
     batch, sequence = q.shape[1:3]
-    call = _Call(plan, num_prefix_tokens, prefix_mask, halo_weight, scale, return_lse, batch, sequence)
+    weighs_lse = return_lse and grad_lse is not None
+    call = _Call(plan, num_prefix_tokens, prefix_mask, halo_weight, scale, weighs_lse, batch, sequence)
     if frequencies is None:
-        grad_q, grad_k, grad_v = _pool_vjp(grad_out, grad_lse, q, k, v, call)
+        grad_q, grad_k, grad_v = _pool_backward(grad_out, grad_lse, q, k, v, call)
     else:
         turns = pool_turns(plan, frequencies, interleaved, q)
         turned = turn_queries(q, turns), *make_pool(k, v, turns)
-        grad_q, grad_k, grad_v = _pool_vjp(grad_out, grad_lse, *turned, call)
+        grad_q, grad_k, grad_v = _pool_backward(grad_out, grad_lse, *turned, call)
         grad_q, (grad_k, grad_v) = turn_queries_back(grad_q, turns), fold_pool(grad_k, grad_v, turns)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
-def _pool_vjp(
+def _pool_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, call: _Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, in its dtype, and of a pool k, v [T', B, S, Hkv, D], in float32 (float64 for float64)."""
@@ -137,7 +143,7 @@ def _pool_vjp(
             leaves = [x.requires_grad_() for x in leaves]
             queries, keys, values = leaves
             out, lse = _attend_group(queries, keys, values, group, call)
-            outputs = (out,) if lse is None or len(grads) == 1 else (out, lse)
+            outputs = (out,) if lse is None else (out, lse)
             found = torch.autograd.grad(outputs, leaves, grads)
         grad_q[group.picked] = _per_tile(found[0], group.count)
         for total, part in zip(sums, found[1:], strict=True):
