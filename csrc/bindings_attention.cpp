@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "cpu/attention.h"
+#include "huge_pages.h"
 
 namespace tiledattn::bindings {
 namespace {
@@ -78,6 +79,7 @@ void read_results(AttentionCall& call, const Tensor& q, Tensor& out, Tensor& lse
   require_contiguous("out", out);
   require_shape("out", out, {call.tiles, call.batch, call.sequence, call.heads, call.head_dim});
   call.out = out.mutable_data_ptr();
+  advise_huge_pages(call.out, out.numel() * (call.type == AttentionType::float32 ? 4 : 2));
   for (int i = 0; i < 4; ++i) call.out_stride[i] = out.stride(i);
   if (lse.numel() == 0) return;
   require_on_cpu("lse", lse);

@@ -2,6 +2,7 @@
 
 #include "bindings.h"
 #include "bindings_layout.h"
+#include "huge_pages.h"
 #include "tiles.h"
 
 namespace tiledattn::bindings {
@@ -12,7 +13,9 @@ void* read_out(Tensor& out, const Tensor& source, const std::vector<int64_t>& sh
   require_type("out", out, source.scalar_type());
   require_contiguous("out", out);
   require_shape("out", out, shape);
-  return out.mutable_data_ptr();
+  void* data = out.mutable_data_ptr();
+  advise_huge_pages(data, out.numel() * size_of(element_type("out", out)));
+  return data;
 }
 
 void extract_tiles_cpu(Tensor canvas, Tensor out, std::vector<int64_t> ints) {
