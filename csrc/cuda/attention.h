@@ -1,0 +1,42 @@
+// Cross-tile attention on NVIDIA GPUs: the interface. No torch here, and no canvas: a tile's halo is a list of tokens.
+#pragma once
+
+#include <cstdint>
+
+namespace tiledattn::cuda {
+
+enum class AttentionElement : int32_t { float16, bfloat16 };
+
+/// A halo token: token `token` of the canvas tokens of tile `t + tile_delta`, for a tile t of the class.
+struct HaloToken {
+  int32_t tile_delta, token;
+};
+
+/// One call; every pointer is of the device. S = P + N: prefix tokens, which see P + N own tokens, then canvas tokens,
+/// which see the halo as well. Strides are in elements, of dims T, B, S, H; the last dim is dense.
+struct AttentionArguments {
+  const void *q, *k, *v;  // [T, B, S, H, D], [T', B, S, Hkv, D]; 16-byte aligned rows
+  void* out;              // [T, B, S, H, D] contiguous
+  float* lse;             // [T, B, H, S] contiguous, natural logarithm; null where it isn't wanted
+  const bool* mask;       // [T, B, P] contiguous, true = attend; null: all attend
+
+  // the halo of tile t: halo[starts[c]] ... halo[starts[c + 1] - 1] with c = class_of_tile[t]; null: no halo
+  const int32_t* class_of_tile;
+  const int64_t* starts;
+  const HaloToken* halo;
+
+  int64_t q_stride[4], k_stride[4], v_stride[4];
+  int32_t tiles, batch, sequence, heads, shared_by;  // T, B, S, H, H / Hkv
+  int32_t head_dim;                                  // a multiple of 8
+  int32_t prefix;                                    // P
+  float scale;                                       // of the logits, times log2(e); not negative
+  float halo_shift;                                  // added to the halo's logits: log2 of its weight; finite
+};
+
+/// Largest head dim of the kernels.
+constexpr int32_t kMaxHeadDim = 256;
+
+/// Starts the kernel of sm_80 and newer on a stream (a cudaStream_t) of the current device; null, or what went wrong.
+const char* launch_attention_sm80(const AttentionArguments& arguments, AttentionElement element, void* stream);
+
+}  // namespace tiledattn::cuda

@@ -1,0 +1,38 @@
+// Shapes and launches of the sm_80 kernel.
+
+#include "cuda/attention_sm80.cuh"
+
+namespace tiledattn::cuda {
+namespace {
+
+template <typename S>
+const char* launch(const AttentionArguments& a, cudaStream_t stream) {
+  const int64_t row_blocks = (a.sequence + S::kRows - 1) / S::kRows;
+  const int64_t blocks = row_blocks * a.tiles * a.heads * a.batch;
+  if (blocks > INT32_MAX) return "more than 2^31 - 1 blocks of queries; split the canvas";
+  const auto kernel = sm80::attention_fwd<S>;
+  // of the device that is current: cheap, and nothing that a captured graph minds
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(S::kSharedBytes));
+  if (error == cudaSuccess) {
+    kernel<<<static_cast<unsigned>(blocks), S::kThreads, S::kSharedBytes, stream>>>(a);
+    error = cudaGetLastError();
+  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <typename T>
+const char* launch_for(const AttentionArguments& a, cudaStream_t stream) {
+  if (a.head_dim <= 64) return launch<sm80::ShapeFor<T, 64>>(a, stream);
+  if (a.head_dim <= 128) return launch<sm80::ShapeFor<T, 128>>(a, stream);
+  return launch<sm80::ShapeFor<T, 256>>(a, stream);
+}
+
+}  // namespace
+
+const char* launch_attention_sm80(const AttentionArguments& a, AttentionElement element, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  return element == AttentionElement::bfloat16 ? launch_for<Brain>(a, on) : launch_for<Half>(a, on);
+}
+
+}  // namespace tiledattn::cuda
