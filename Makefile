@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup build wheel demo test test-slow test-triton test-sanitize fuzz lint format bench clean
+.PHONY: setup build wheel demo test test-slow test-triton test-sanitize fuzz lint format bench bench-record bench-more clean
 
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # AddressSanitizer comes first in the process; leaks of the interpreter are not ours, torch's own vtables are not hidden.
@@ -52,7 +52,7 @@ test-sanitize: sanitized
 # Random layouts, strides and dtypes on the same library, for SECONDS.
 SECONDS ?= 60
 fuzz: sanitized
-	$(SANITIZED) $(BIN)/python tests/fuzz_native.py --seconds $(SECONDS)
+	PYTHONPATH=. $(SANITIZED) $(BIN)/python tests/fuzz_native.py --seconds $(SECONDS)
 
 .PHONY: sanitized
 sanitized: $(STAMP)
@@ -69,7 +69,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+# Times beside the peers', as a table and as build/bench/benchmark.json.
 bench: build
+	$(BIN)/python -m bench --device cpu --fresh --out build/bench
+
+# The same on an idle machine, kept under bench/results and shown in docs/benchmarks.md.
+bench-record: bench
+	$(BIN)/python -m bench.record build/bench/benchmark.json
+
+# What is watched by itself: files that `make bench` has no table for.
+bench-more: build
 	$(BIN)/python -m pytest bench -o python_files="bench_*.py" --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 clean:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from training import command, export_dit, frames, loop, photos, stages, transformer, words
 from transformers import T5Tokenizer
 
 from tiledattn.models import textures_unet
+from training import command, export_dit, frames, loop, photos, stages, transformer, words
 
 _EXAMPLES = """\
 examples:

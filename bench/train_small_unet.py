@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from training import autoencoder, command, denoiser, export, loop, photos, sharpening, stages, text
 
 _EXAMPLES = """\

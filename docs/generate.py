@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import sys
 
-from tiledattn import dispatch
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
-HERE = pathlib.Path(__file__).parent
+from bench import report  # noqa: E402  # found beside this folder
+from tiledattn import dispatch  # noqa: E402
 
 
 def backends_table() -> str:
@@ -53,11 +56,23 @@ def families_table() -> str:
     return "\n".join(rows)
 
 
+def benchmark_tables() -> str:
+    """The newest run of every device under bench/results."""
+    runs = [report.validate(json.loads(path.read_text())) for path in report.latest_results()]
+    runs.sort(key=lambda run: run["environment"]["device"], reverse=True)  # GPUs first
+    parts = [f"## {run['environment']['device_name']}\n\n{report.tables(run)}" for run in runs]
+    return "\n".join(parts).rstrip() if parts else "No run has been recorded yet."
+
+
 def _code(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-TABLES = {"backends.md": ("backends", backends_table), "families.md": ("families", families_table)}
+TABLES = {
+    "backends.md": ("backends", backends_table),
+    "benchmarks.md": ("benchmarks", benchmark_tables),
+    "families.md": ("families", families_table),
+}
 
 
 def rendered(name: str) -> str:

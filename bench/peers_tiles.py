@@ -1,0 +1,49 @@
+"""Blending, cutting and padding tiles without tiledattn: the loops that people use, and plain copies."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tiledattn as ta
+
+
+def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
+    """The value-and-count loop of MultiDiffusion's pipelines, with uniform weights."""
+    value = tiles.new_zeros(*tiles.shape[1:3], *layout.size)
+    count = torch.zeros_like(value)
+    height, width = layout.tile
+    for tile, (y, x) in zip(tiles, layout.origins, strict=True):
+        value[:, :, y : y + height, x : x + width] += tile
+        count[:, :, y : y + height, x : x + width] += 1
+    return torch.where(count > 0, value / count, value)
+
+
+def fold(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
+    """The same by `F.fold`."""
+    count, batch = tiles.shape[:2]
+    columns = tiles.permute(1, 2, 3, 4, 0).reshape(batch, -1, count)
+    ones = tiles.new_ones(1, layout.tile_positions, count)
+    total = F.fold(columns, layout.size, layout.tile, stride=layout.step)
+    return total / F.fold(ones, layout.size, layout.tile, stride=layout.step)
+
+
+def slices(canvas: Tensor, layout: ta.TileLayout) -> Tensor:
+    """Slicing by hand."""
+    height, width = layout.tile
+    return torch.stack([canvas[:, :, y : y + height, x : x + width] for y, x in layout.origins])
+
+
+def pad_by_canvas(tiles: Tensor, layout: ta.TileLayout, pad: int) -> Tensor:
+    """Tiles without overlap put together, padded with zeros, and cut again with their rings."""
+    rows, columns = layout.grid
+    height, width = layout.tile
+    canvas = tiles.unflatten(0, (rows, columns)).permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
+    canvas = F.pad(canvas, (pad,) * 4)
+    return torch.stack([canvas[:, :, y : y + height + 2 * pad, x : x + width + 2 * pad] for y, x in layout.origins])
+
+
+def same_bytes(amount: float, like: Tensor) -> Tensor:
+    """A tensor whose copy reads and writes together `amount` bytes."""
+    return torch.ones(int(amount) // 2 // like.element_size(), dtype=like.dtype, device=like.device)

@@ -1,0 +1,59 @@
+"""Keeps a run: `python -m bench.record OUT/benchmark.json` puts it under bench/results and into docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiledattn.files import whole_file
+
+from . import report
+
+GENERATE = report.RESULTS.parent.parent / "docs/generate.py"
+
+
+def place(data: dict[str, Any], folder: Path) -> Path:
+    """Where a run belongs: `<device>/<date>.json`."""
+    device = re.sub(r"[^a-z0-9]+", "-", data["environment"]["device_name"].lower()).strip("-")
+    return folder / device / f"{data['environment']['date']}.json"
+
+
+def record(source: Path, folder: Path = report.RESULTS) -> Path:
+    """Copies a valid run to its place.
+
+    Raises:
+        ValueError: it is no run, or a result of tiledattn failed its check.
+    """
+    data = report.validate(json.loads(source.read_text()))
+    wrong = [
+        f"{row['way']} ({case['case']}, {case['dtype']})"
+        for case in data["cases"]
+        for row in case["rows"]
+        if row["kind"] == "ours" and "failed" in row
+    ]
+    if wrong:
+        raise ValueError(f"{source}: not kept, since results failed their check: {'; '.join(wrong)}")
+    target = place(data, folder)
+    with whole_file(target) as path:
+        path.write_text(json.dumps(data, indent=1) + "\n")
+    return target
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.record", description=__doc__)
+    parser.add_argument("run", type=Path)
+    try:
+        print(record(parser.parse_args().run))
+    except (OSError, ValueError) as problem:
+        print(f"bench.record: {problem}", file=sys.stderr)
+        return 1
+    return subprocess.run([sys.executable, str(GENERATE)], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What a benchmark is made of: cases, the ways to do their work, and how their results are judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+import tiledattn as ta
+
+Inputs = tuple[Tensor, ...]
+Call = Callable[[], Tensor]
+Kind = Literal["ours", "peer", "bound", "limit"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class NotOfferedError(Exception):
+    """A way can't do this case; the message says why."""
+
+
+class Way(NamedTuple):
+    """One way to do a case's work. `prepare` makes a call from inputs, with all that needs no timing done.
+
+    Kinds: "ours"; a "peer" gives the same result; a "bound" does less work and is judged by what it does; a "limit"
+    is what the machine can do at best.
+    """
+
+    name: str
+    kind: Kind
+    prepare: Callable[[Inputs], Call]
+
+
+class Verdict(NamedTuple):
+    """How far a result is from the exact one, and how far it may be."""
+
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        """False also for NaN."""
+        return self.error <= self.allowed
+
+
+Judge = Callable[[Tensor, Way], Verdict]
+
+
+@dataclass(frozen=True)
+class Case(ABC):
+    """One piece of work that is done in several ways.
+
+    Attributes:
+        operation: what is done; cases of one operation share a table.
+        name: as tables show it.
+        dtypes: per device type, the dtypes that it is run with; a device type that is missing leaves the case out.
+    """
+
+    operation: str
+    name: str
+    dtypes: dict[str, tuple[str, ...]]
+
+    unit = ""  # "TFLOP/s", "GB/s", or "" where only time counts
+
+    @abstractmethod
+    def amount(self, dtype: torch.dtype) -> float:
+        """Floating-point operations, or bytes read and written, of one call; 0 where only time counts."""
+
+    @abstractmethod
+    def inputs(self, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
+        """Random inputs."""
+
+    @abstractmethod
+    def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
+        """Ours first, in the order in which "auto" tries them."""
+
+    @abstractmethod
+    def judge(self, inputs: Inputs) -> Judge:
+        """Judges what a way made of these inputs, by float64."""
+
+
+def our_backends(device: torch.device) -> list[str]:
+    """The backends that "auto" would try on a device type and that run here, in that order."""
+    elsewhere = {"cpu"} if device.type != "cpu" else {"triton", "cuda"}
+    return [name for name, reason in ta.backends().items() if reason is None and name not in {"reference", *elsewhere}]
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact value; infinite for NaN or a wrong shape."""
+    if found.shape != exact.shape:
+        return float("inf")
+    error = torch.linalg.vector_norm(found.double() - exact.double()) / torch.linalg.vector_norm(exact.double())
+    return float("inf") if bool(error.isnan()) else float(error)
+
+
+def budget(found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
+    """At most twice what plain PyTorch errs in the same precision, plus one rounding unit."""
+    return Verdict(relative_error(found, exact), 2 * relative_error(plain, exact) + torch.finfo(found.dtype).eps)
+
+
+def random(shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(tuple(shape), device=device, dtype=torch.float32, generator=generator).to(dtype)

@@ -1,0 +1,156 @@
+"""bench/gpu.sh, as far as it goes without a GPU, and what it calls."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench import environment
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "bench/gpu.sh"
+pytestmark = pytest.mark.skipif(not shutil.which("timeout"), reason="needs GNU timeout")
+
+# stands in for Python: notes its arguments, then does as told
+STUB = """#!/bin/sh
+echo "$@" >> {notes}
+case "$*" in
+  *"{breaks}"*) echo "{breaks} is broken" >&2; exit 5 ;;
+  *"{hangs}"*) sleep 60 ;;
+  *bench.environment*) echo '{{"date": "today"}}' ;;
+esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs the script with a stub for Python; returns the finished process and what the stub was called with."""
+    notes = tmp_path / "notes"
+
+    def run(*arguments, breaks="~none~", hangs="~none~", **options):
+        stub = tmp_path / "python"
+        stub.write_text(STUB.format(notes=notes, breaks=breaks, hangs=hangs))
+        stub.chmod(0o755)
+        notes.write_text("")
+        call = subprocess.run if "start" not in options else subprocess.Popen
+        extra = (
+            {"capture_output": True, "check": False, "timeout": 60}
+            if call is subprocess.run
+            else {"stderr": -1, "stdout": -1}
+        )
+        done = call(
+            [str(SCRIPT), *arguments],
+            env={**os.environ, "PYTHON": str(stub), "TILEDATTN_COMMIT": options.get("commit", "abc")},
+            cwd=tmp_path,
+            text=True,
+            **extra,
+        )
+        return done, notes
+
+    return run
+
+
+def test_help_and_list(script):
+    assert script("--help")[0].stdout.startswith("usage: bench/gpu.sh OUT")
+    assert script("--list")[0].stdout.split() == ["environment", "build", "tests", "sanitizers", "benchmark"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "usage:"),
+        (("out", "--only", "nonsense"), "--only: got nonsense; expected one of environment build"),
+        (("out", "--what"), "got --what"),
+        (("out", "other"), "got two folders, out and other"),
+        (("out", "--seconds", "0"), "--seconds: got 0; expected a whole number"),
+        (("out", "--device", "tpu"), "--device: got tpu; expected cuda or cpu"),
+    ],
+)
+def test_wrong_usage(script, arguments, message):
+    done, _ = script(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_stages_run_once_and_go_on_where_they_stopped(script, tmp_path):
+    out = tmp_path / "out"
+    done, notes = script("out", "--device", "cpu", breaks="bench.gpu.sanitize")
+    assert done.returncode == 1
+    assert "sanitizers: failed with status 5" in done.stdout
+    assert "bench.gpu.sanitize is broken" in done.stdout
+    assert [p.stem for p in sorted(out.glob("*.done"))] == ["benchmark", "build", "environment", "tests"]
+    assert json.loads((out / "environment.json").read_text()) == {"date": "today"}
+    done, notes = script("out", "--device", "cpu")
+    assert done.returncode == 0
+    assert notes.read_text() == "-m bench.gpu.sanitize --device cpu\n"
+    assert "sanitizers: skipped: no GPU to sanitize" in done.stdout
+    assert "tests: done in" in done.stdout
+    done, notes = script("out", "--device", "cpu", "--only", "build", "--force")
+    assert "setup.py" in notes.read_text()
+    assert "pytest" not in notes.read_text()
+    done, notes = script("out", "--device", "cpu", "--only", "tests", commit="another")
+    assert "pytest -m gpu" in notes.read_text()
+    assert not list(out.glob(".*"))
+
+
+def test_a_stage_that_hangs_is_stopped(script, tmp_path):
+    began = time.monotonic()
+    done, _ = script("out", "--device", "cpu", "--only", "environment", "--seconds", "40", hangs="bench.environment")
+    assert time.monotonic() - began < 20
+    assert re.search("environment: stopped after its [12] s", done.stdout)
+    assert done.returncode == 2
+
+
+def test_stopping_leaves_nothing_half_written(script, tmp_path):
+    running, notes = script("out", "--device", "cpu", "--only", "benchmark", hangs="bench --device", start=True)
+    while "bench" not in notes.read_text():
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) == 130, running.stdout.read()
+    assert "the same command goes on" in running.stderr.read()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["benchmark.log"]
+
+
+def test_without_a_gpu_it_says_what_is_missing(tmp_path, monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [str(SCRIPT), str(tmp_path / "out")],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "missing: a CUDA device: torch" in done.stdout
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None if name in ("triton", "torch") else object())
+    assert environment.missing_for_a_gpu() == [
+        "torch: pip install 'torch>=2.10'",
+        "triton: pip install 'triton>=3.6'",
+    ]
+
+
+def test_the_environment_is_complete():
+    about = environment.examine("cpu")
+    assert about["date"].count("-") == 2
+    assert about["device_name"]
+    assert json.loads(json.dumps(about)) == about
+
+
+def test_commands_that_are_missing_fail_or_hang_give_none():
+    assert environment.output_of("no-such-command") is None
+    assert environment.output_of("false") is None
+    assert environment.output_of("echo", "words") == "words"

@@ -1,0 +1,35 @@
+"""A run is kept where it belongs, unless something in it is wrong."""
+
+import copy
+import json
+
+import pytest
+from benchmark_run import RUN
+
+from bench import record
+
+
+def write(folder, run):
+    path = folder / "benchmark.json"
+    path.write_text(json.dumps(run))
+    return path
+
+
+def test_a_run_is_kept_by_device_and_date(tmp_path):
+    run = copy.deepcopy(RUN)
+    run["environment"]["device_name"] = "x86_64 with AVX2, AVX-512; 2 cores"
+    run["cases"].pop()
+    target = record.record(write(tmp_path, run), tmp_path / "results")
+    assert target == tmp_path / "results/x86-64-with-avx2-avx-512-2-cores/2026-01-02.json"
+    assert json.loads(target.read_text()) == run
+
+
+def test_a_run_with_a_wrong_result_is_not_kept(tmp_path):
+    with pytest.raises(ValueError, match=r"not kept, since results failed their check: cpu \(wrong, float32\)"):
+        record.record(write(tmp_path, RUN), tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="environment: missing"):
+        record.record(write(tmp_path, {"format": 1}), tmp_path / "results")

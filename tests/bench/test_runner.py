@@ -1,0 +1,123 @@
+"""A case is run: what is wrong has no time."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import tiledattn as ta
+from bench import attention_cases, report, runner, tile_cases, ways
+
+CPU = torch.device("cpu")
+LAYOUT = ta.TileLayout((32, 32), 16, 0, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(attention_cases.AttentionCase):
+    """A small case with further ways, named after what is wrong with them."""
+
+    more: tuple = ()
+
+    def ways(self, device, dtype):
+        return [*self.ours(device), *(ways.Way(name, kind, prepare) for name, kind, prepare in self.more)]
+
+
+def run(*more, dtype="float32"):
+    case = Attention("attention", "tiny", {"cpu": (dtype,)}, LAYOUT, (3, 3), 2, 16, 1, more)
+    entry = runner.run(case, dtype, CPU, 0.0)
+    return {row["way"]: row for row in entry["rows"]}, entry
+
+
+def wrong_by(change, halo=3):
+    def prepare(inputs):
+        return lambda: change(ta.cross_tile_attention(*inputs, LAYOUT, halo, backend="torch"))
+
+    return prepare
+
+
+def one_head_wrong(out):
+    out = out.clone()
+    out[-1, :, :, -1] *= 1.01
+    return out
+
+
+def one_nan(out):
+    out = out.clone()
+    out[1, 0, 7, 0, 0] = float("nan")
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ours_have_times_and_errors(dtype):
+    rows, entry = run(dtype=dtype)
+    for name in ways.our_backends(CPU):
+        assert rows[name]["seconds"] > 0
+        assert rows[name]["error"] <= rows[name]["allowed"] < 0.05
+    assert entry["amount"] == 4 * 4 * 256 * 22**2 * 2 * 16
+
+
+@pytest.mark.parametrize("kind", ["ours", "peer"])
+@pytest.mark.parametrize(
+    "prepare",
+    [wrong_by(lambda x: x * 1.001), wrong_by(one_head_wrong), wrong_by(one_nan), wrong_by(lambda x: x, halo=2)],
+    ids=["scaled", "one head", "one NaN", "less halo"],
+)
+def test_a_planted_wrong_kernel_has_no_time(kind, prepare):
+    rows, entry = run(("planted", kind, prepare))
+    assert "errs by" in rows["planted"]["failed"]
+    assert "seconds" not in rows["planted"]
+    text = report.tables(
+        {
+            "environment": {"device_name": "x", "device": "cpu", "torch": "1", "commit": "c", "date": "d"},
+            "cases": [entry],
+        }
+    )
+    assert "wrong, hence no figure" in text
+
+
+def test_a_bound_is_judged_by_what_it_does():
+    rows, _ = run(("bound", "bound", wrong_by(lambda x: x, halo=0)), ("not one", "bound", wrong_by(lambda x: x)))
+    assert "seconds" in rows["bound"]
+    assert "failed" in rows["not one"]
+
+
+def raising(problem):
+    def prepare(inputs):
+        raise problem
+
+    return prepare
+
+
+def test_what_is_not_offered_says_why():
+    rows, _ = run(
+        ("refused", "ours", raising(ta.BackendUnavailableError("no GPU"))),
+        ("too large", "peer", raising(ways.NotOfferedError("too many tokens"))),
+        ("peer breaks", "peer", raising(RuntimeError("No available\nkernel."))),
+        ("we break", "ours", raising(RuntimeError("oops"))),
+    )
+    assert rows["refused"]["skipped"] == "no GPU"
+    assert rows["too large"]["skipped"] == "too many tokens"
+    assert rows["peer breaks"]["skipped"] == "RuntimeError: No available kernel."
+    assert rows["we break"]["failed"] == "RuntimeError: oops"
+
+
+@pytest.mark.parametrize("operation", ["blending", "extraction", "padding"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tile_cases(operation, dtype):
+    layout = ta.TileLayout((36, 24), 12) if operation == "padding" else ta.TileLayout((28, 36), 12, 4)
+    case = tile_cases.TileCase(operation, "tiny", {}, layout, 3, 1)
+    entry = runner.run(case, dtype, CPU, 0.0)
+    assert all("seconds" in row for row in entry["rows"])
+    judge = case.judge(case.inputs(CPU, ways.DTYPES[dtype], 0))
+    right = case.ways(CPU, ways.DTYPES[dtype])[0].prepare(case.inputs(CPU, ways.DTYPES[dtype], 0))()
+    assert judge(right, None).passed
+    right[..., -1, -1] += 1
+    assert not judge(right, None).passed
+
+
+def test_labels_are_unique_and_chosen_by_part():
+    for device in ("cpu", "cuda"):
+        labels = [runner.label(*pair) for pair in runner.chosen(torch.device(device))]
+        assert len(set(labels)) == len(labels) > 5
+    assert all("blending" in runner.label(*pair) for pair in runner.chosen(CPU, "blending"))
+    assert runner.chosen(CPU, "no such thing") == []
