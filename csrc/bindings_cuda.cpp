@@ -23,7 +23,7 @@ int64_t native_cuda_version() {
 std::string native_cuda_reason() {
 #ifdef TILEDATTN_CUDA
   if (!cuda::has_streams()) return "torch was built without CUDA";
-  const char* error = cuda::launch_error();
+  const char* error = cuda::device_error();
   return error ? error : "";
 #else
   return "the native library was built without CUDA";

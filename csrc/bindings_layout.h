@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bindings.h"
+#include "tiledattn/tile_index.h"
 #include "tiles.h"
 
 namespace tiledattn::bindings {
@@ -15,7 +16,7 @@ struct Layout {
 
   int64_t tiles() const {
     int64_t product = 1;
-    for (const Axis& axis : axes) product *= static_cast<int64_t>(axis_origins(axis).size());
+    for (const Axis& axis : axes) product *= axis_tiles(axis);
     return product;
   }
 
@@ -42,6 +43,18 @@ inline Layout read_layout(const std::vector<int64_t>& layout) {
   found.count = static_cast<int>(count);
   for (size_t i = 0; i < count; ++i) found.axes[found.first() + i] = read_axis(layout, i, count);
   return found;
+}
+
+/// Positions before and behind a tile, for each axis of the layout.
+inline std::array<Ring, 3> read_pad(const std::vector<int64_t>& pad, const Layout& layout) {
+  require(pad.size() == 2 * static_cast<size_t>(layout.count), "pad: got ", pad.size(),
+          " ints; expected 2 for each of ", layout.count, " axes");
+  std::array<Ring, 3> rings;
+  for (int i = 0; i < layout.count; ++i) {
+    rings[layout.first() + i] = {pad[2 * i], pad[2 * i + 1]};
+    require(pad[2 * i] >= 0 && pad[2 * i + 1] >= 0, "pad: got ", text_of(pad), "; expected no negative number");
+  }
+  return rings;
 }
 
 inline ElementType element_type(const char* name, const Tensor& tensor) {

@@ -40,13 +40,7 @@ Image read_tiles(const Tensor& tiles, const Layout& layout) {
 
 void pad_tiles_cpu(Tensor tiles, Tensor out, std::vector<int64_t> ints, std::vector<int64_t> pad) {
   const Layout layout = read_layout(ints);
-  require(pad.size() == 2 * static_cast<size_t>(layout.count), "pad: got ", pad.size(),
-          " ints; expected 2 for each of ", layout.count, " axes");
-  std::array<Ring, 3> rings;
-  for (int i = 0; i < layout.count; ++i) {
-    rings[layout.first() + i] = {pad[2 * i], pad[2 * i + 1]};
-    require(pad[2 * i] >= 0 && pad[2 * i + 1] >= 0, "pad: got ", text_of(pad), "; expected no negative number");
-  }
+  const std::array<Ring, 3> rings = read_pad(pad, layout);
   const ElementType type = element_type("tiles", tiles);
   const Image image = read_tiles(tiles, layout);
   const auto padded = [&](int i) { return rings[i].before + layout.axes[i].tile + rings[i].after; };

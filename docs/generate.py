@@ -21,7 +21,7 @@ def backends_table() -> str:
         missing = [f"`{op}`" for op in dispatch.OPERATIONS if op not in c.operations]
         operations = "all" if not missing else "all but " + ", ".join(missing)
         dtypes = ", ".join(str(d).removeprefix("torch.") for d in c.dtypes)
-        proven = "; ".join(c.proven_on) or "no real GPU yet: interpreter and ahead-of-time compilation"
+        proven = "; ".join(c.proven_on) or "not yet run on a GPU"
         rows.append(
             f"| `{c.name}` | {'yes' if c.automatic else 'no'} | {operations} | {dtypes} | {c.runs_on} | {proven} |"
         )

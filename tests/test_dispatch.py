@@ -36,10 +36,10 @@ def broken(monkeypatch):
 
 def test_backends_answer_none_or_a_reason():
     found = ta.backends()
-    assert list(found) == ["triton", "cpu", "torch", "reference"]
+    assert list(found) == ["triton", "cuda", "cpu", "torch", "reference"]
     assert found["torch"] is None
     assert found["reference"] is None
-    for name in ("triton", "cpu"):
+    for name in ("triton", "cuda", "cpu"):
         assert found[name] is None or len(found[name].split()) > 2
 
 
@@ -93,7 +93,7 @@ def test_a_context_leaves_operations_that_a_backend_lacks(monkeypatch):
 
 def test_unknown_names_are_refused():
     with (
-        pytest.raises(ValueError, match="backend: got 'cuda9'; known are auto, triton, cpu, torch, reference"),
+        pytest.raises(ValueError, match="backend: got 'cuda9'; known are auto, triton, cuda, cpu, torch, reference"),
         ta.use_backend("cuda9"),
     ):
         pass

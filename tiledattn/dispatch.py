@@ -29,11 +29,12 @@ OPERATIONS = (
 
 _MODULES = {
     "triton": ".backends.triton",
+    "cuda": ".backends.cuda",
     "cpu": ".backends.native",
     "torch": ".backends.pytorch",
     "reference": ".backends.reference",
 }
-_AUTOMATIC = ("triton", "cpu", "torch")
+_AUTOMATIC = ("triton", "cuda", "cpu", "torch")
 _RECOMPUTING = ("torch", "reference")  # their backward reads nothing that the forward could save
 
 _logger = logging.getLogger("tiledattn")
@@ -49,7 +50,7 @@ def backends() -> dict[str, str | None]:
 
     Example:
         >>> tiledattn.backends()
-        {'triton': 'no CUDA, ROCm or XPU device', 'cpu': None, 'torch': None, 'reference': None}
+        {'triton': 'no CUDA, ROCm or XPU device', 'cuda': 'no CUDA device', 'cpu': None, 'torch': None, ...}
 
     "reference" is the float64 oracle: never taken by "auto".
     """

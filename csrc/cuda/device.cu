@@ -14,9 +14,10 @@ int runtime_version() {
   return cudaRuntimeGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
-const char* launch_error() {
-  nothing<<<1, 1>>>();
-  const cudaError_t error = cudaGetLastError();
+const char* device_error() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, nothing);
+  cudaGetLastError();  // told here, and not to whoever asks next
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -6,7 +6,7 @@ namespace tiledattn::cuda {
 /// Version of the CUDA runtime that is linked in, such as 13000.
 int runtime_version();
 
-/// Whether a kernel runs on the current device: null, or the runtime's own words.
-const char* launch_error();
+/// Whether the library has kernels for the current device: null, or the runtime's own words. Starts nothing.
+const char* device_error();
 
 }  // namespace tiledattn::cuda

@@ -27,7 +27,7 @@ def emulated(source: str) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no C++ compiler")
     inputs = [HERE / source, *sorted((HERE / "emulator").glob("*.h")), *sorted(CSRC.rglob("*.cuh"))]
-    inputs += sorted((CSRC / "cuda").glob("*.h")) + sorted((CSRC / "include").rglob("*.h"))
+    inputs += sorted(CSRC.rglob("*.h"))
     contents = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
     library = ROOT / "build" / "emulator" / f"{Path(source).stem}-{contents}.so"
     if not library.is_file():
