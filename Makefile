@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup build wheel demo test test-slow test-triton test-sanitize fuzz lint format bench bench-record bench-more clean
+.PHONY: setup build wheel demo test test-slow test-triton test-arm test-sanitize fuzz lint format bench bench-record bench-more clean
 
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # AddressSanitizer comes first in the process; leaks of the interpreter are not ours, torch's own vtables are not hidden.
@@ -26,6 +26,7 @@ build: $(STAMP)
 	$(BIN)/python setup.py -q build_ext --inplace
 
 wheel: $(STAMP)
+	rm -rf build/lib build/bdist.*
 	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
 
 demo: $(STAMP)
@@ -43,6 +44,10 @@ test-triton: $(STAMP)
 	  $(PIP) install -q --no-deps --target build/triton-$$version "triton==$$version" && \
 	  PYTHONPATH=build/triton-$$version $(BIN)/python -m pytest tests/backends/triton || exit 1; \
 	done
+
+# The portable CPU kernels on 64-bit ARM, by Debian's g++-aarch64-linux-gnu and qemu-user.
+test-arm: $(STAMP)
+	$(BIN)/python -m pytest -rs tests/arm
 
 # The property tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitize: sanitized

@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -124,3 +126,74 @@ def test_only_what_changed_is_built(script, tmp_path, monkeypatch, ninja):
     script.build(steps, folder)
     assert steps[0].output.read_text() == "changed"
     assert steps[1].output.stat().st_mtime_ns == made[0][1]
+
+
+OTHER = os.environ.get("TILEDATTN_OTHER_PYTHON")
+
+# what somebody does who installed the wheel
+FIRST_CALLS = """
+import json, os, sys, torch
+import tiledattn as ta
+assert os.path.dirname(ta.__file__) == os.path.join(sys.argv[1], "tiledattn"), ta.__file__
+layout = ta.TileLayout((24, 40), (12, 10), 0, (False, True))
+errors = []
+for dtype in (torch.float32, torch.bfloat16):
+    q, k, v = torch.randn(3, layout.num_tiles, 1, layout.tile_positions, 2, 64).to(dtype)
+    found = ta.cross_tile_attention(q, k, v, layout, 3, backend="cpu").double()
+    exact = ta.cross_tile_attention(q.double(), k.double(), v.double(), layout, 3, backend="reference")
+    errors.append(float((found - exact).norm() / exact.norm()) / torch.finfo(dtype).eps)
+layout, x = ta.TileLayout((24, 40), (12, 16), (4, 8)), torch.randn(1, 4, 24, 40)
+back = ta.blend_tiles(ta.extract_tiles(x, layout, backend="cpu"), layout, backend="cpu")
+errors.append(float((back - x).norm() / x.norm()) / torch.finfo(x.dtype).eps)
+print(json.dumps([sys.version_info[:2], torch.__version__, errors]))
+"""
+
+
+def output_of(*command, **options):
+    done = subprocess.run(
+        [str(w) for w in command], capture_output=True, text=True, check=False, timeout=240, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout; what is compiled already is used."""
+    folder = tmp_path_factory.mktemp("wheel")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TILEDATTN_")}
+    steps = ["build", "--build-lib", folder / "lib", "bdist_wheel", "--skip-build", "--bdist-dir", folder / "bdist"]
+    output_of(
+        sys.executable, "setup.py", "-q", *steps, "--dist-dir", folder, cwd=ROOT, env={**kept, "TILEDATTN_NO_EXT": "0"}
+    )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(OTHER is None, reason="TILEDATTN_OTHER_PYTHON is not set: the path of another Python with torch")
+def test_the_wheel_serves_another_python(wheel, tmp_path):
+    assert re.search("-cp310-abi3-linux_", wheel.name)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TILEDATTN_", "PYTHON"))}
+    options = {"cwd": tmp_path, "env": environment}
+    site = tmp_path / "site"
+    output_of(OTHER, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel, **options)
+    environment["PYTHONPATH"] = str(site)
+    version, torch, errors = json.loads(output_of(OTHER, "-c", FIRST_CALLS, site, **options))
+    assert (*version,) != sys.version_info[:2], "the same version of Python proves nothing"
+    assert max(errors) <= 4, (torch, errors)
+    has_typer = output_of(OTHER, "-c", "import importlib.util as u; print(u.find_spec('typer') is not None)", **options)
+    if has_typer.strip() == "True":
+        assert re.search(r"cpu +runs here", output_of(OTHER, "-m", "tiledattn", "doctor", **options))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    if not (ROOT / ".git").exists():
+        pytest.skip("what belongs to the package is asked of git, and this is no checkout")
+    tracked = output_of("git", "ls-files", "--cached", "--others", "--exclude-standard", "tiledattn", cwd=ROOT).split()
+    built = {"tiledattn/_C.abi3.so", "tiledattn/_build.json"}
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
+    assert found == {*tracked, *built}
