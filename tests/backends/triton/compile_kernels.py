@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tiledattn.backends.triton.config import attention_config
+from tiledattn.backends.triton.config import attention_config, backward_configs
 
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 BUNDLED = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -71,6 +71,38 @@ def attention(arch, dtype, head_dim, halo=True, bias=False, mask=False, wide=Fal
     constants |= dict.fromkeys(absent)
     options = {"num_warps": warps, "num_stages": stages}
     return compile_kernel(module.cross_tile_attention_fwd_kernel, arch, types, constants, options)
+
+
+def attention_backward(
+    arch, dtype, head_dim, part, halo=True, mask=False, wide=False, config=None, tf32=False, sums=None
+):
+    """`part` is rows (dq), keys (dk and dv) or delta; `sums` is the dtype of the results where it differs."""
+    from tiledattn.backends.triton import attention_backward_kernel as module
+
+    kind, size = TYPES[dtype], 4 if dtype == "float32" else 2
+    precision = "half" if size == 2 else "tf32" if tf32 else "ieee"
+    types = {f"{name}_ptr": f"*{kind}" for name in ("q", "k", "v", "grad", "out")}
+    types |= {f"{name}_ptr": f"*{TYPES[sums or dtype]}" for name in ("dq", "dk", "dv")}
+    types |= dict.fromkeys(("lse_ptr", "delta_ptr", "grad_lse_ptr"), "*fp32")
+    types |= {"mask_ptr": "*u8", "class_ptr": "*i32", "starts_ptr": "*i64", "index_ptr": "*i32"}
+    types |= {"items_ptr": "*i64", "places_ptr": "*i32", "borrowers_ptr": "*i32", "scale": "fp32", "shift": "fp32"}
+    types["factor"] = "fp32"
+    types |= dict.fromkeys({*module.ROW_INTEGERS, *module.KEY_INTEGERS}, "i32") | {"magic": "i64"}
+    constants = {"D": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
+    if part == "delta":
+        constants["BLOCK"] = 32
+        return compile_kernel(module.attention_delta_kernel, arch, types, constants, {"num_warps": 4})
+    place = ("rows", "keys").index(part)
+    block_m, block_n, warps, stages = config or backward_configs(family_of(arch), precision, head_dim)[place]
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "UNIT": 16 // size, "WIDE": wide, "STAGES": stages}
+    constants["BASE_2"] = dtype != "float32"
+    constants["PRECISION"] = "tf32" if tf32 else "ieee"
+    absent = [] if mask else ["mask_ptr"]
+    if not halo:
+        absent += ["borrowers_ptr"] if part == "keys" else ["class_ptr", "starts_ptr", "index_ptr"]
+    constants |= dict.fromkeys(absent)
+    kernel = (module.cross_tile_attention_bwd_q_kernel, module.cross_tile_attention_bwd_kv_kernel)[place]
+    return compile_kernel(kernel, arch, types, constants, {"num_warps": warps, "num_stages": stages})
 
 
 def tiles(arch, dtype, kernel, run=8, covers=(1, 2, 2), wide=False):

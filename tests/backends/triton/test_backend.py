@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tiledattn.backends import triton as backend
-from tiledattn.backends.triton.config import arithmetic, attention_config, capability_family
+from tiledattn.backends.triton.config import arithmetic, attention_config, backward_configs, capability_family
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -108,9 +108,12 @@ def test_every_family_has_configurations(family):
     for kind in kinds:
         for head_dim in range(1, 257):
             for rows in (1, 64, 65, 4096):
-                config = attention_config(family, kind, head_dim, rows)
-                assert config.block_m >= 16
-                assert config.block_n >= 16
+                for config in (
+                    attention_config(family, kind, head_dim, rows),
+                    *backward_configs(family, kind, head_dim),
+                ):
+                    assert config.block_m >= 16
+                    assert config.block_n >= 16
 
 
 def test_families():

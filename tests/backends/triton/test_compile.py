@@ -56,6 +56,45 @@ def test_half_precision_attention(arch):
         assert arch == "gfx942" or report["async_copies"] > 0, report
 
 
+# the same for the gradients of queries, and of keys and values
+BACKWARD_REGISTERS = {
+    "rows": {"sm_80": (255, 255), "sm_90": (168, 208), "sm_100": (128, 128), "gfx942": (256, 304)},
+    "keys": {"sm_80": (240, 192), "sm_90": (232, 255), "sm_100": (224, 208), "gfx942": (256, 304)},
+}
+
+
+def gradient(arch, dtype, head_dim, part, **options):
+    return {"op": "attention_backward", "arch": arch, "dtype": dtype, "head_dim": head_dim, "part": part, **options}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_half_precision_gradients(arch):
+    cases = [
+        gradient(arch, dtype, dim, part)
+        for dtype in ("bfloat16", "float16")
+        for dim in (64, 128)
+        for part in ("rows", "keys")
+    ]
+    for report in compile_all(cases):
+        assert report["spills"] == 0, report
+        assert report["registers"] <= BACKWARD_REGISTERS[report["part"]][arch][report["head_dim"] == 128], report
+        assert report["shared"] <= SHARED[arch], report
+        assert any(name.startswith(MATRIX[arch]) for name in report["matrix"]), report
+        assert arch == "gfx942" or report["async_copies"] > 0, report
+
+
+@pytest.mark.timeout(600)
+def test_variants_of_gradients():
+    """On the current generation, what masks, wide offsets, no halo and sums in float32 add; the first kernel of all."""
+    variants = [{"mask": True, "sums": "float32"}, {"wide": True}, {"halo": False}]
+    cases = [gradient("sm_90", "float16", 64, part, **variant) for part in ("rows", "keys") for variant in variants]
+    cases += [gradient(arch, "bfloat16", 128, "delta") for arch in ("sm_80", "sm_90", "gfx942")]
+    for report in compile_all(cases):
+        assert report["spills"] == 0, report
+        assert report["shared"] <= SHARED[report["arch"]], report
+
+
 VARIANTS = [
     {"mask": True},
     {"bias": True, "wide": True},
@@ -87,6 +126,21 @@ def test_everything_fits(arch):
     for report in compile_all(cases):
         assert report["shared"] <= SHARED[arch], report
         if report["dtype"] != "float32" and report["head_dim"] in (64, 128) and "rows" in report:
+            assert report["spills"] == 0, report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("arch", [*ARCHS, *CONSUMER])
+def test_every_gradient_fits(arch):
+    parts = ("rows", "keys")
+    cases = [gradient(arch, "bfloat16", dim, part) for dim in (16, 40, 64, 80, 96, 128, 256) for part in parts]
+    cases += [gradient(arch, "float32", dim, part) for dim in (64, 128, 256) for part in parts]
+    if arch != "gfx942":
+        cases += [gradient(arch, "float32", dim, part, tf32=True) for dim in (64, 128, 256) for part in parts]
+    for report in compile_all(cases):
+        assert report["shared"] <= SHARED[arch], report
+        if report["dtype"] != "float32" and report["head_dim"] in (64, 128):
             assert report["spills"] == 0, report
 
 

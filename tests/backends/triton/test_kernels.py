@@ -19,7 +19,13 @@ triton = pytest.importorskip("triton")
 # Triton 3.6 turns arrays of one element into ints, which NumPy no longer does: its interpreter has no dynamic loops
 OLD_INTERPRETER = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 # case file: how many cases it has at least
-CASES = {"cases_attention.py": 60, "cases_tiles.py": 40, "cases_laws.py": 5, "cases_rotary.py": 10}
+CASES = {
+    "cases_attention.py": 60,
+    "cases_attention_backward.py": 60,
+    "cases_tiles.py": 40,
+    "cases_laws.py": 5,
+    "cases_rotary.py": 10,
+}
 
 
 def run_cases(file, **environment):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ MIN_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RUNS_ON = "NVIDIA GPUs of compute capability 8.0 and newer, ROCm and XPU devices"
 PROVEN_ON: tuple[str, ...] = ()
-OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
+OPS = ("cross_tile_attention", "cross_tile_attention_backward", "extract_tiles", "blend_tiles", "pad_tiles")
 
 
 def interpreted() -> bool:
@@ -69,7 +69,7 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
     if head_dim > MAX_HEAD_DIM:
         return f"{op}: head dim {head_dim} is above {MAX_HEAD_DIM}"
     if interpreted():
-        if dtype == torch.bfloat16 and op in ("cross_tile_attention", "blend_tiles"):
+        if dtype == torch.bfloat16 and op not in ("extract_tiles", "pad_tiles"):
             return f"{op}: Triton's interpreter rounds bfloat16 wrongly"
         return None if device.type == "cpu" else f"{op}: tensors on {device}, but TRITON_INTERPRET is set"
     if device.type not in ("cuda", "xpu"):
@@ -132,6 +132,55 @@ def cross_tile_attention(
         scale=scale,
         return_lse=return_lse,
     )
+
+
+def cross_tile_attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    plan: AttentionPlan,
+    num_prefix_tokens: int,
+    prefix_mask: Tensor | None,
+    halo_weight: float,
+    scale: float,
+    return_lse: bool,
+    frequencies: Tensor | None = None,
+    interleaved: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v: dq over the plan, dk and dv over the reversed plan, without atomics.
+
+    `out` and `lse` are what the forward returned; an empty lse has both computed anew. `grad_lse` counts with
+    `return_lse` only; None is zeros. Other arguments as for `cross_tile_attention`.
+    """
+    from ..rotary import fold_pool, make_pool, pool_turns, turn_queries, turn_queries_back
+    from .attention_backward import cross_tile_attention_bwd
+
+    options: dict[str, Any] = {
+        "num_prefix_tokens": num_prefix_tokens,
+        "prefix_mask": prefix_mask,
+        "halo_weight": halo_weight,
+        "scale": scale,
+    }
+    if frequencies is None or q.numel() == 0:
+        turns, (queries, keys, values) = None, (q, k, v)
+    else:
+        turns = pool_turns(plan, frequencies, interleaved, q)
+        queries, (keys, values) = turn_queries(q, turns), make_pool(k, v, turns)
+    if lse.numel() == 0:
+        out, lse = cross_tile_attention(queries, keys, values, plan=plan, return_lse=True, **options)
+    grads = grad_out, grad_lse if return_lse else None
+    tensors = queries, keys, values, out, lse
+    if turns is None:
+        return cross_tile_attention_bwd(*grads, *tensors, plan, **options)
+    # sums over copies of a tile in float32
+    dq, dk, dv = cross_tile_attention_bwd(*grads, *tensors, plan, grad_dtype=torch.float32, **options)
+    dq, (dk, dv) = turn_queries_back(dq, turns), fold_pool(dk, dv, turns)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 
 
 class AttentionConfig(NamedTuple):
-    """One configuration of the attention kernel."""
+    """One configuration of an attention kernel."""
 
     block_m: int  # query rows of a program
-    block_n: int  # keys of one step
+    block_n: int  # keys of one step; where a program serves keys, it is block_n of them, block_m rows a step
     num_warps: int
     num_stages: int
 
@@ -114,3 +114,62 @@ def attention_config(family: str, kind: str, head_dim: int, rows: int) -> Attent
     if rows <= 64 and config.block_m > 64 and (head_dim <= 64 or family in ("sm_90", "hip")):
         return config._replace(block_m=64, block_n=min(config.block_n, 64), num_warps=4)
     return config
+
+
+Pair = tuple[AttentionConfig, AttentionConfig]
+
+_BACKWARD_IEEE: dict[int, Pair] = {
+    64: (AttentionConfig(32, 32, 8, 1), AttentionConfig(32, 32, 8, 1)),
+    128: (AttentionConfig(32, 16, 8, 1), AttentionConfig(16, 32, 8, 1)),
+    256: (AttentionConfig(16, 16, 8, 1), AttentionConfig(16, 16, 8, 1)),
+}
+_BACKWARD_TF32: dict[int, Pair] = {
+    64: (AttentionConfig(128, 32, 8, 1), AttentionConfig(32, 64, 8, 1)),
+    128: (AttentionConfig(64, 32, 8, 1), AttentionConfig(32, 32, 8, 1)),
+    256: (AttentionConfig(32, 16, 8, 1), AttentionConfig(16, 16, 8, 1)),
+}
+_BACKWARD_AMPERE: dict[int, Pair] = {
+    64: (AttentionConfig(128, 64, 8, 2), AttentionConfig(32, 128, 8, 2)),
+    128: (AttentionConfig(128, 32, 8, 2), AttentionConfig(64, 64, 8, 2)),
+    256: (AttentionConfig(32, 32, 8, 1), AttentionConfig(32, 32, 8, 1)),
+}
+# family, arithmetic -> largest head dim -> configurations for queries, and for keys and values
+_BACKWARD: dict[tuple[str, str], dict[int, Pair]] = {
+    ("sm_80", "half"): _BACKWARD_AMPERE,
+    ("sm_86", "half"): _BACKWARD_AMPERE,
+    ("sm_90", "half"): {
+        64: (AttentionConfig(128, 64, 8, 3), AttentionConfig(64, 128, 8, 2)),
+        128: (AttentionConfig(128, 64, 8, 2), AttentionConfig(32, 128, 8, 2)),
+        256: (AttentionConfig(128, 32, 8, 1), AttentionConfig(32, 32, 8, 1)),
+    },
+    ("sm_100", "half"): {
+        64: (AttentionConfig(128, 64, 8, 2), AttentionConfig(64, 128, 8, 2)),
+        128: (AttentionConfig(128, 64, 8, 2), AttentionConfig(64, 64, 8, 2)),
+        256: (AttentionConfig(128, 32, 8, 1), AttentionConfig(32, 32, 8, 1)),
+    },
+    ("hip", "half"): {
+        64: (AttentionConfig(128, 32, 4, 1), AttentionConfig(32, 128, 4, 1)),
+        128: (AttentionConfig(64, 32, 4, 1), AttentionConfig(32, 64, 4, 1)),
+        256: (AttentionConfig(32, 32, 4, 1), AttentionConfig(16, 64, 4, 1)),
+    },
+    ("hip", "ieee"): {
+        64: (AttentionConfig(32, 32, 4, 1), AttentionConfig(32, 32, 4, 1)),
+        128: (AttentionConfig(32, 16, 4, 1), AttentionConfig(16, 32, 4, 1)),
+        256: (AttentionConfig(16, 16, 4, 1), AttentionConfig(16, 16, 4, 1)),
+    },
+    ("xpu", "half"): {
+        128: (AttentionConfig(64, 32, 8, 1), AttentionConfig(32, 64, 8, 1)),
+        256: (AttentionConfig(32, 32, 8, 1), AttentionConfig(32, 32, 8, 1)),
+    },
+    ("xpu", "ieee"): {256: (AttentionConfig(32, 16, 8, 1), AttentionConfig(16, 32, 8, 1))},
+    ("interpreter", "half"): {256: (AttentionConfig(32, 32, 4, 1), AttentionConfig(32, 32, 4, 1))},
+    ("interpreter", "ieee"): {256: (AttentionConfig(32, 32, 4, 1), AttentionConfig(32, 32, 4, 1))},
+    **{(family, "ieee"): _BACKWARD_IEEE for family in ("sm_80", "sm_86", "sm_90", "sm_100")},
+    **{(family, "tf32"): _BACKWARD_TF32 for family in ("sm_80", "sm_86", "sm_90", "sm_100")},
+}
+
+
+def backward_configs(family: str, kind: str, head_dim: int) -> Pair:
+    """The configurations of the backward kernels for queries, and for keys and values."""
+    table = _BACKWARD[family, kind]
+    return next(entry for limit, entry in sorted(table.items()) if head_dim <= limit)

@@ -1,0 +1,76 @@
+"""Gradients of attention for tests: float64 through the reference, plain PyTorch's own, and the budget per tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from support import assert_within_budget, plain_attention, plain_lse
+from torch import Tensor
+
+import tiledattn as ta
+from tiledattn.backends import reference
+from tiledattn.geometry import attention_plan, normalize_halo
+
+Grads = tuple[Tensor, ...]
+
+
+def random_gradients(q: Tensor, lse: bool, seed: int = 7) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the output and, or None, of the lse."""
+    generator = torch.Generator().manual_seed(seed)
+    grad_out = torch.randn(q.shape, generator=generator, dtype=torch.float64).to(q.dtype)
+    tiles, batch, sequence, heads, _ = q.shape
+    return grad_out, torch.randn(tiles, batch, heads, sequence, generator=generator) if lse else None
+
+
+def _differentiate(outputs: tuple[Tensor, Tensor], inputs: list[Tensor], grads: tuple[Tensor, Tensor | None]) -> Grads:
+    pairs = [(x, g.to(x.dtype)) for x, g in zip(outputs, grads, strict=True) if g is not None]
+    return torch.autograd.grad([x for x, _ in pairs], inputs, [g for _, g in pairs])
+
+
+def exact_gradients(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    grads: tuple[Tensor, Tensor | None],
+    layout: ta.TileLayout,
+    halo: Any,
+    *,
+    num_prefix_tokens: int = 0,
+    prefix_mask: Tensor | None = None,
+    halo_weight: float = 1.0,
+    scale: float | None = None,
+    rotary: ta.Rotary | None = None,
+) -> Grads:
+    """dq, dk, dv in float64, by autograd through the reference itself."""
+    inputs = [x.detach().double().requires_grad_() for x in tensors]
+    found = reference.cross_tile_attention(
+        *inputs,
+        plan=attention_plan(layout, normalize_halo(layout, halo)),
+        num_prefix_tokens=num_prefix_tokens,
+        prefix_mask=prefix_mask,
+        halo_weight=halo_weight,
+        scale=inputs[0].shape[-1] ** -0.5 if scale is None else scale,
+        return_lse=True,
+        frequencies=None if rotary is None else rotary.frequencies,
+        interleaved=rotary is None or rotary.interleaved,
+    )
+    return _differentiate(found, inputs, grads)
+
+
+def plain_gradients(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    grads: tuple[Tensor, Tensor | None],
+    layout: ta.TileLayout,
+    halo: Any,
+    **arguments: Any,
+) -> Grads:
+    """dq, dk, dv as autograd gives them for what one would write by hand, in the inputs' precision."""
+    q, k, v = (x.detach().requires_grad_() for x in tensors)
+    out = plain_attention(q, k, v, layout, halo, **arguments)
+    lse = out.new_zeros(()) if grads[1] is None else plain_lse(q, k, layout, halo, **arguments)
+    return _differentiate((out, lse), [q, k, v], grads)
+
+
+def assert_gradients_within_budget(found: Grads, plain: Grads, exact: Grads) -> None:
+    """Each of dq, dk and dv errs at most twice what plain PyTorch errs, plus one rounding unit."""
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert_within_budget(a, b, c)
