@@ -52,7 +52,7 @@ test-arm: $(STAMP)
 # The property tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer.
 test-sanitize: sanitized
 	$(SANITIZED) $(BIN)/python -m pytest -p no:faulthandler tests/ops/test_blending.py tests/ops/test_padding.py \
-	  tests/ops/test_attention.py tests/backends/test_native.py tests/backends/test_native_attention.py
+	  tests/ops/test_attention.py tests/ops/test_gradients.py $(wildcard tests/backends/test_native*.py)
 
 # Random layouts, strides and dtypes on the same library, for SECONDS.
 SECONDS ?= 60

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from support import oracle, relative_error
+from support import assert_within_budget, oracle, plain_attention, relative_error
 from torch import Tensor
 
 import tiledattn as ta
@@ -64,6 +66,28 @@ def check_attention(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtyp
     found, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, backend="cpu", **arguments)
     assert relative_error(found, exact) <= 16 * torch.finfo(dtype).eps
     assert torch.equal(lse.isinf(), exact_lse.isinf())
+    if q.shape[0] * q.shape[2] <= 300:  # the plain way is slow
+        check_gradients(q, k, v, layout, halo, arguments)
+
+
+def check_gradients(
+    q: Tensor, k: Tensor, v: Tensor, layout: ta.TileLayout, halo: int, arguments: dict[str, Any]
+) -> None:
+    """Of q, k and v, whatever their strides, against PyTorch's own of attention by hand."""
+    weights = torch.randn(q.shape).to(q.dtype)
+
+    def gradients(attend: Callable[..., Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attend(*leaves, layout, halo, **arguments, **options)
+        return list(torch.autograd.grad(out, leaves, weights.to(dtype)))
+
+    exact = gradients(plain_attention, torch.float64)
+    plain = gradients(plain_attention, q.dtype)
+    for found, p, e in zip(gradients(ta.cross_tile_attention, q.dtype, backend="cpu"), plain, exact, strict=True):
+        if e.norm() > 1e-6 * weights.norm():
+            assert_within_budget(found, p, e)
+        else:  # a query that sees one key: zero but for rounding
+            assert found.norm() <= 64 * torch.finfo(q.dtype).eps * weights.norm()
 
 
 def check(seed: int) -> None:

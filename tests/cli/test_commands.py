@@ -240,6 +240,7 @@ def test_doctor_escapes_what_the_system_says(capsys, monkeypatch):
         "hip": "[/a]",
         "devices": [{"device": "cpu[/a]", "name": "[/a]", "threads": "[/a]"}],
         "backends": {"triton[/a]": "[/a]"},
+        "checked_on": {"triton[/a]": ["[/a]"]},
         "native": {"reason": "[/a]"},
         "automatic": {"cpu[/a]": {"float32": "[/a]"}},
         "environment": {"NAME": "[/a]"},
@@ -247,7 +248,7 @@ def test_doctor_escapes_what_the_system_says(capsys, monkeypatch):
     }
     monkeypatch.setattr(doctor, "examine", lambda: report)
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.count("[/a]") == 16
+    assert capsys.readouterr().out.count("[/a]") == 18
 
 
 def test_doctor_names_the_extra_of_a_missing_package(capsys, monkeypatch):

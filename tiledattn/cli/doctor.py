@@ -49,7 +49,8 @@ def examine() -> dict[str, Any]:
 
     from .. import __version__, backends
     from ..backends import native
-    from ..dispatch import ENVIRONMENT_VARIABLE
+    from ..backends.native_library import LIBRARY_VARIABLE, NO_EXT_VARIABLE
+    from ..dispatch import ENVIRONMENT_VARIABLE, capabilities
 
     known, asked = backends(), os.environ.get(ENVIRONMENT_VARIABLE)
     problems = []
@@ -64,9 +65,13 @@ def examine() -> dict[str, Any]:
         "hip": torch.version.hip,
         "devices": _devices(),
         "backends": known,
+        "checked_on": {backend.name: list(backend.proven_on) for backend in capabilities()},
         "native": native.describe(),
         "automatic": _automatic(),
-        "environment": {ENVIRONMENT_VARIABLE: asked},
+        "environment": {
+            ENVIRONMENT_VARIABLE: asked,
+            **{name: os.environ[name] for name in (NO_EXT_VARIABLE, LIBRARY_VARIABLE) if name in os.environ},
+        },
         "problems": problems,
     }
 
@@ -142,14 +147,19 @@ def _print(report: dict[str, Any]) -> None:
         for name, reason in report["backends"].items()
     ]
     _print_table(console, "\nbackends", backends)
+    checked = [
+        (escape(name), escape("; ".join(devices) or "no real GPU yet; `auto` checks it on each device first"))
+        for name, devices in report["checked_on"].items()
+    ]
+    _print_table(console, "\nwhat their results were checked on", checked)
     _print_table(console, "\nnative library", [(name, escape(fact)) for name, fact in _native(report["native"])])
     automatic = [
         (escape(device), escape(dtype), escape(choice))
         for device, by_dtype in report["automatic"].items()
         for dtype, choice in by_dtype.items()
     ]
-    _print_table(console, "\nautomatic choice", automatic)
-    console.print("\nwhich kernels have run on which GPUs: docs/backends.md")
+    _print_table(console, "\nautomatic choice for attention of head dim 64", automatic)
+    console.print()
     for name, value in report["environment"].items():
         console.print(escape(f"{name} is {value or 'not set'}"))
     for problem in report["problems"]:
@@ -157,17 +167,21 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _native(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """What there is to say of the native library, or why there is none."""
-    if facts["reason"] is not None:
-        return [("not used", facts["reason"])]
-    sets = ", ".join(facts.get("instruction_sets", ["unknown"]))
-    cuda = f"{facts['cuda']} for {', '.join(facts['cuda_architectures'])}" if facts.get("cuda") else "none"
+    """What there is to say of the native library; first, if it isn't used, why not."""
+    reason, rows = facts["reason"], []
+    if reason is not None:
+        rows.append(("not used", reason))
+    if "compiler" not in facts:
+        return rows
+    in_use = f"{facts['instruction_set']} in use, of " if "instruction_set" in facts else ""
+    cuda = f"CUDA {facts['cuda']}, for {', '.join(facts['cuda_architectures'])}" if facts.get("cuda") else "none"
     if facts["cuda_reason"]:
         cuda += f" ({facts['cuda_reason']})"
     return [
-        ("CPU kernels", f"{facts['instruction_set']} in use, of {sets}"),
+        *rows,
+        ("CPU kernels", in_use + ", ".join(facts["instruction_sets"])),
         ("CUDA kernels", cuda),
-        ("built by", facts.get("compiler", "unknown")),
+        ("built by", facts["compiler"]),
     ]
 
 

@@ -1,0 +1,73 @@
+"""What `tiledattn doctor` says of backends and of the native library."""
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from tiledattn import dispatch
+from tiledattn.backends import native_library
+from tiledattn.cli import doctor, main
+
+BUILT = {
+    "reason": None,
+    "compiler": "g++ 12.2",
+    "instruction_sets": ["portable", "avx2"],
+    "cuda": "13.0",
+    "cuda_architectures": ["sm_80", "compute_80"],
+    "cuda_reason": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (
+            {**BUILT, "instruction_set": "avx2"},
+            {
+                "CPU kernels": "avx2 in use, of portable, avx2",
+                "CUDA kernels": "CUDA 13.0, for sm_80, compute_80",
+                "built by": "g++ 12.2",
+            },
+        ),
+        (
+            {**BUILT, "instruction_set": "avx2", "cuda": None, "cuda_reason": "no nvcc was found"},
+            {
+                "CPU kernels": "avx2 in use, of portable, avx2",
+                "CUDA kernels": "none (no nvcc was found)",
+                "built by": "g++ 12.2",
+            },
+        ),
+        (
+            {**BUILT, "reason": "switched off"},
+            {
+                "not used": "switched off",
+                "CPU kernels": "portable, avx2",
+                "CUDA kernels": "CUDA 13.0, for sm_80, compute_80",
+                "built by": "g++ 12.2",
+            },
+        ),
+        ({"reason": "no compiler"}, {"not used": "no compiler"}),
+    ],
+    ids=["all", "no CUDA", "not used", "not built"],
+)
+def test_the_native_library(facts, expected):
+    assert dict(doctor._native(facts)) == expected
+
+
+def test_every_backend_and_what_it_was_checked_on(capsys):
+    report = doctor.examine()
+    assert list(report["checked_on"]) == list(report["backends"])
+    assert main(["doctor"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for backend in dispatch.capabilities():
+        assert all(device in text for device in backend.proven_on)
+    if not all(backend.proven_on for backend in dispatch.capabilities()):
+        assert "no real GPU yet" in text
+
+
+def test_variables_that_change_the_library_are_shown(monkeypatch, capsys):
+    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "/somewhere/library.so")
+    assert doctor.examine()["environment"][native_library.LIBRARY_VARIABLE] == "/somewhere/library.so"
+    assert main(["doctor"]) == 0
+    assert "TILEDATTN_LIBRARY is /somewhere/library.so" in capsys.readouterr().out
