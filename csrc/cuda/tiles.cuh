@@ -22,26 +22,34 @@ __global__ void __launch_bounds__(kTileThreads) copy_tiles_kernel(const CopyTile
   const TileWork& work = call.work;
   const TileSpot spot = spot_of(work, blockIdx.x, blockIdx.y, threadIdx.x, threadIdx.y);
   if (!spot.inside) return;
-  const uint32_t line_of_tiles = quotient(call.grid_x, spot.tile);
-  const uint32_t tile_x = spot.tile - line_of_tiles * call.grid_x.value;
+  const uint32_t tile = quotient(call.batches, spot.outer), batch = spot.outer - tile * call.batches.value;
+  const uint32_t line_of_tiles = quotient(call.grid_x, tile);
+  const uint32_t tile_x = tile - line_of_tiles * call.grid_x.value;
   const uint32_t tile_z = quotient(call.grid_y, line_of_tiles);
   const uint32_t tile_y = line_of_tiles - tile_z * call.grid_y.value;
-  const uint32_t vector = kBytes / call.element_size;
+  const uint32_t vector = static_cast<uint32_t>(call.vector);
   const AxisPlace z = place_at(call.places[0], static_cast<uint64_t>(tile_z) * call.extent[0] + spot.z);
   const AxisPlace y = place_at(call.places[1], static_cast<uint64_t>(tile_y) * call.extent[1] + spot.y);
   const AxisPlace x = place_at(call.places[2], static_cast<uint64_t>(tile_x) * call.extent[2] + spot.x * vector);
   const bool known = holds(call.source, 0, z, 1) && holds(call.source, 1, y, 1) && holds(call.source, 2, x, vector);
-  const char* from = call.source.data + (known ? place_offset(call.source, z, y, x) : 0);
-  Bytes<kBytes> values[kRows] = {};
-  TILEDATTN_UNROLL_ALL
-  for (int i = 0; i < kRows; ++i) {
-    const uint32_t row = spot.row + i * work.down;
-    if (known && row < work.rows) values[i] = load<Bytes<kBytes>>(from + row_offset(call.source, work.channels, row));
-  }
-  TILEDATTN_UNROLL_ALL
-  for (int i = 0; i < kRows; ++i) {
-    const uint32_t row = spot.row + i * work.down;
-    if (row < work.rows) store(call.out + result_offset(work, spot, row) * kBytes, values[i]);
+  const char* from = call.source.data + batch * call.source.batch_stride + spot.row * call.source.row_stride;
+  if (known) from += place_offset(call.source, z, y, x);
+  const int64_t from_step = work.down * call.source.row_stride, to_step = result_step(work) * kBytes;
+  char* to = call.out + result_offset(work, spot) * kBytes;
+  uint32_t row = spot.row;
+#pragma unroll 1
+  for (uint32_t done = 0; done < work.repeat && row < work.rows; done += kRows) {
+    Bytes<kBytes> values[kRows] = {};
+    TILEDATTN_UNROLL_ALL
+    for (int i = 0; i < kRows; ++i) {
+      if (known && row + i * work.down < work.rows) values[i] = load<Bytes<kBytes>>(from);
+      from += from_step;
+    }
+    TILEDATTN_UNROLL_ALL
+    for (int i = 0; i < kRows; ++i) {
+      if (row < work.rows) store(to, values[i]);
+      row += work.down, to += to_step;
+    }
   }
 }
 
@@ -70,14 +78,15 @@ struct BlendSums {
   static constexpr int kRows = rows_of_blend(kVector);
 
   Sum sum[kRows][kVector] = {};
-  int64_t row_offset[kRows];
-  bool present[kRows];
+  int64_t step;
+  uint32_t left, down;  // rows from the thread's first one on, rows from one to the next
 
   __device__ __forceinline__ void add(const char* from, const Sum (&weights)[kVector]) {
     Run<T, kVector> values[kRows] = {};
     TILEDATTN_UNROLL_ALL
     for (int i = 0; i < kRows; ++i) {
-      if (present[i]) values[i] = load<Run<T, kVector>>(from + row_offset[i]);
+      if (i * down < left) values[i] = load<Run<T, kVector>>(from);
+      from += step;
     }
     TILEDATTN_UNROLL_ALL
     for (int i = 0; i < kRows; ++i) {
@@ -98,12 +107,9 @@ __global__ void __launch_bounds__(kTileThreads) blend_tiles_kernel(const BlendTi
   const TileSpot spot = spot_of(work, blockIdx.x, blockIdx.y, threadIdx.x, threadIdx.y);
   if (!spot.inside) return;
   BlendSums<T, kVector> sums;
-  TILEDATTN_UNROLL_ALL
-  for (int i = 0; i < sums.kRows; ++i) {
-    const uint32_t row = spot.row + i * work.down;
-    sums.present[i] = row < work.rows;
-    sums.row_offset[i] = row_offset(source, work.channels, row);
-  }
+  sums.step = work.down * source.row_stride;
+  sums.left = work.rows - spot.row, sums.down = work.down;
+  const char* from = source.data + spot.outer * source.batch_stride + spot.row * source.row_stride;
   for (uint32_t iz = 0; iz < call.count[0]; ++iz) {
     const AxisPlace z = place_at(call.covers[0], static_cast<uint64_t>(spot.z) * call.count[0] + iz);
     if (!holds(source, 0, z, 1)) continue;
@@ -120,17 +126,18 @@ __global__ void __launch_bounds__(kTileThreads) blend_tiles_kernel(const BlendTi
         const uint64_t entry = static_cast<uint64_t>(x.tile) * source.extent[2] + x.local;
         Sum weights[kVector];
         load_weights(weights, static_cast<const char*>(call.weights[2]), entry, weight);
-        sums.add(source.data + place_offset(source, z, y, x), weights);
+        sums.add(from + place_offset(source, z, y, x), weights);
       }
     }
   }
+  char* to = call.out + result_offset(work, spot) * static_cast<int64_t>(sizeof(Run<T, kVector>));
   TILEDATTN_UNROLL_ALL
   for (int i = 0; i < sums.kRows; ++i) {
     Run<T, kVector> result;
     TILEDATTN_UNROLL_ALL
     for (int j = 0; j < kVector; ++j) result.element[j] = narrow<T>(sums.sum[i][j]);
-    const int64_t to = result_offset(work, spot, spot.row + i * work.down);
-    if (sums.present[i]) store(call.out + to * static_cast<int64_t>(sizeof(result)), result);
+    if (i * work.down < sums.left) store(to, result);
+    to += result_step(work) * static_cast<int64_t>(sizeof(result));
   }
 }
 

@@ -9,23 +9,19 @@ namespace tiledattn::cuda {
 /// Entries in device memory, per axis; null for an axis that the canvas lacks.
 using PlaceTables = std::array<const AxisPlace*, 3>;
 
-/// Limits that tests lower: elements of one access, threads of a block.
-struct TileLimits {
-  int64_t vector = 16, threads = 256;
-};
-
-/// out[tiles, rows, extent], contiguous, copied from wherever the tables say, zeros where they say nothing.
+/// out[tiles, batches, rows, extent], contiguous, copied from wherever the tables say, zeros where they say nothing.
 struct CopyTiles {
   TileWork work;
   TileSource source;
   char* out;
   const AxisPlace* places[3];  // [tiles on the axis, extent]
   uint32_t extent[3];
-  Divisor grid_y, grid_x;
+  Divisor batches, grid_y, grid_x;
   int vector, element_size;
 };
 
-/// out[rows, size], contiguous, the weighted sum of the tiles that cover a position, in the order of the table.
+/// out[batches, rows, size], contiguous, the weighted sum of the tiles that cover a position, in the order of the
+/// table.
 struct BlendTiles {
   TileWork work;
   TileSource source;
@@ -45,6 +41,18 @@ inline int64_t bytes_of(ElementType type) {
   return type == ElementType::float64 ? 8 : type == ElementType::float32 ? 4 : 2;
 }
 
+struct Rows {
+  int64_t batches, count, stride;  // per batch
+};
+
+/// The channels of each batch entry or, where one stride leads through both, all of them at once.
+inline Rows rows_of(const Image& image) {
+  if (image.channels == 1) return {1, image.batch, image.batch_stride};
+  const bool even = image.batch == 1 || image.batch_stride == image.channels * image.channel_stride;
+  if (even) return {1, image.batch * image.channels, image.channel_stride};
+  return {image.batch, image.channels, image.channel_stride};
+}
+
 /// What is read: a canvas as a grid of one tile, or tiles.
 inline TileSource read_source(const Image& image, ElementType type, const std::array<int64_t, 3>& grid,
                               const std::array<int64_t, 3>& extent) {
@@ -52,7 +60,8 @@ inline TileSource read_source(const Image& image, ElementType type, const std::a
   TileSource source{};
   source.data = static_cast<const char*>(image.data);
   source.tile_stride = image.tile_stride * bytes;
-  source.batch_stride = image.batch_stride * bytes, source.channel_stride = image.channel_stride * bytes;
+  const Rows rows = rows_of(image);
+  source.batch_stride = image.batch_stride * bytes, source.row_stride = rows.stride * bytes;
   for (int axis = 0; axis < 3; ++axis) {
     source.grid[axis] = static_cast<uint32_t>(grid[axis]), source.extent[axis] = static_cast<uint32_t>(extent[axis]);
     source.stride[axis] = image.stride[axis] * bytes;
@@ -60,9 +69,11 @@ inline TileSource read_source(const Image& image, ElementType type, const std::a
   return source;
 }
 
-inline int limited_width(const TileSource& source, const void* out, int64_t unit, int64_t bytes,
+/// Elements of one access; whatever `unit` says, lines of the source and of the result hold a whole number of them.
+inline int limited_width(const TileSource& source, const void* out, int64_t length, int64_t unit, int64_t bytes,
                          const TileLimits& limits) {
-  int width = vector_width(source, out, unit, bytes);
+  const int64_t whole = std::gcd(length, static_cast<int64_t>(source.extent[2]));
+  int width = vector_width(source, out, std::gcd(unit, whole), bytes);
   while (width > limits.vector) width /= 2;
   return width;
 }
@@ -84,9 +95,11 @@ inline const char* make_copy(CopyTiles& call, const Axes& axes, const std::array
     call.places[axis] = places[axis], call.extent[axis] = static_cast<uint32_t>(extent[axis]);
   }
   call.element_size = static_cast<int>(bytes);
-  call.vector = limited_width(call.source, out, unit, bytes, limits);
-  return deal_out(call.work, grid[0] * grid[1] * grid[2], image.batch * image.channels, image.channels, extent[0],
-                  extent[1], extent[2] / call.vector, rows_of_copy(call.vector * call.element_size), limits.threads);
+  call.vector = limited_width(call.source, out, extent[2], unit, bytes, limits);
+  const Rows rows = rows_of(image);
+  call.batches = divisor(rows.batches);
+  return deal_out(call.work, grid[0] * grid[1] * grid[2] * rows.batches, rows.count, extent[0], extent[1],
+                  extent[2] / call.vector, rows_of_copy(call.vector * call.element_size), 4, limits);
 }
 
 /// Canvas to tiles: `places` [tiles on the axis, tile] are canvas positions of tile 0. No result may be empty. `unit`
@@ -122,10 +135,11 @@ inline const char* make_blend(BlendTiles& call, const Axes& axes, ElementType ty
     call.covers[axis] = covers[axis], call.weights[axis] = weights[axis];
     call.count[axis] = static_cast<uint32_t>(count[axis]);
   }
-  call.vector = limited_width(call.source, out, unit, bytes, limits);
+  call.vector = limited_width(call.source, out, size[2], unit, bytes, limits);
   if (reinterpret_cast<uintptr_t>(weights[2]) % 16 != 0) call.vector = 1;
-  return deal_out(call.work, 1, tiles.batch * tiles.channels, tiles.channels, size[0], size[1], size[2] / call.vector,
-                  rows_of_blend(call.vector), limits.threads);
+  const Rows rows = rows_of(tiles);
+  return deal_out(call.work, rows.batches, rows.count, size[0], size[1], size[2] / call.vector,
+                  rows_of_blend(call.vector), 1, limits);
 }
 
 }  // namespace tiledattn::cuda

@@ -1,4 +1,4 @@
-"""The cuda backend: why it can't run, what the compiler made of its kernels, and on a GPU its results."""
+"""The cuda backend: why it can't run, what the compiler made of its tile kernels, and on a GPU what tests/gpu leaves out."""
 
 import os
 import pathlib
@@ -168,7 +168,7 @@ def plain_architectures():
 
 
 def test_kernels_do_not_spill(objects):
-    """No stack, and registers that leave room for 3 blocks of 256 threads: 24 warps hide a memory's latency."""
+    """No stack, and registers that leave room for 3 blocks of 256 threads or more."""
     text = objects("--dump-resource-usage")
     usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     kernels = {"copy_tiles_kernel": 4, "blend_tiles_kernel": 13}
@@ -177,7 +177,7 @@ def test_kernels_do_not_spill(objects):
         assert len(found) == count * len(plain_architectures())
         for function, registers, *memory in found:
             assert memory == ["0", "0", "0"], function
-            assert int(registers) <= (48 if name == "copy_tiles_kernel" else 80), (function, registers)
+            assert int(registers) <= (48 if name == "copy_tiles_kernel" else 72), (function, registers)
 
 
 def test_kernels_move_16_bytes_at_once(objects):
@@ -252,26 +252,6 @@ def test_results(poisoned, dtype, batch, channels):
 def test_random_layouts(layout, dtype, channels, data):
     pad = tuple(data.draw(st.tuples(st.integers(0, 9), st.integers(0, 9))) for _ in layout.size)
     check(layout, dtype, 2, channels, pad)
-
-
-@gpu
-def test_in_a_cuda_graph_on_another_stream():
-    canvas = random((1, 4, *LAYOUT.size), torch.float16).to(GPU)
-
-    def step():
-        tiles = ta.extract_tiles(canvas, LAYOUT, backend="cuda")
-        padded = ta.pad_tiles(tiles, LAYOUT, 1, backend="cuda")
-        return ta.blend_tiles(padded[..., 1:-1, 1:-1], LAYOUT, backend="cuda")
-
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step()
-    canvas.copy_(random(canvas.shape, torch.float16, seed=1))
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(result, step())
 
 
 @gpu

@@ -38,10 +38,12 @@ def three(values: Sequence[int], missing: int) -> list[int]:
 
 
 class Run:
-    """One emulated call: `vector` limits the elements of an access, `threads` those of a block."""
+    """Emulated calls: `vector` limits the elements of an access, `threads` those of a block, `many` those of a call
+    before each serves more rows; results lie `shift` elements off.
+    """
 
-    def __init__(self, vector: int = 16, threads: int = 64, seed: int = 0, shift: int = 0) -> None:
-        self.vector, self.threads, self.seed, self.shift = vector, threads, seed, shift
+    def __init__(self, vector: int = 16, threads: int = 64, many: int = 1 << 21, seed: int = 0, shift: int = 0) -> None:
+        self.limits, self.seed, self.shift = [vector, threads, many], seed, shift
         self.used = 0  # elements that an access moved
         self.ranges: list[int] = []
 
@@ -78,7 +80,7 @@ class Run:
 
     def _options(self, x: Tensor, unit: int, out: Tensor) -> Any:
         pointer = self._name(out, True)
-        head = [TYPES[x.dtype], unit, pointer, self.vector, self.threads, self.seed, len(self.ranges) // 3]
+        head = [TYPES[x.dtype], unit, pointer, *self.limits, self.seed, len(self.ranges) // 3]
         return ints([*head, *self.ranges])
 
     def _finish(self, error: bytes | None, vector: Any, buffer: Tensor, out: Tensor) -> Tensor:

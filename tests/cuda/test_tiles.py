@@ -68,12 +68,32 @@ def test_every_width_of_access(layout, dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("form", ["contiguous", "channels last", "transposed", "odd strides", "every other"])
+@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[6]], ids=str)
+def test_results_do_not_depend_on_strides(layout, form):
+    """Batch entries of several channels, some of them with one stride through both."""
+    canvas, tiles = (
+        random((2, 3, *layout.size), torch.float16),
+        random((layout.num_tiles, 2, 3, *layout.tile), torch.float16),
+    )
+    pad, weights = ((1, 2),) * len(layout.size), window_tables(layout, "hann", CPU, torch.float32)
+    run = Run()
+    assert torch.equal(run.extract_tiles(in_form(canvas, form), layout), run.extract_tiles(canvas, layout))
+    assert torch.equal(run.pad_tiles(in_form(tiles, form), layout, pad), run.pad_tiles(tiles, layout, pad))
+    blended = run.blend_tiles(tiles, layout, weights)
+    assert torch.equal(run.blend_tiles(in_form(tiles, form), layout, weights), blended)
+    one = canvas[:, :1]
+    repeated = run.extract_tiles(one.repeat(1, 3, *(1 for _ in layout.size)), layout)
+    assert torch.equal(run.extract_tiles(one.expand_as(canvas), layout), repeated)
+
+
 @given(data=st.data())
 @FEW
 def test_random_layouts_and_strides(data):
     layout, dtype = data.draw(layouts()), data.draw(st.sampled_from(list(TYPES)))
-    B, C = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 9))
-    run = Run(data.draw(st.sampled_from([1, 8])), data.draw(st.sampled_from([32, 128])), data.draw(st.integers(0, 99)))
+    B, C = data.draw(st.sampled_from([(1, 1), (1, 40), (2, 9), (3, 2)]))
+    vector, threads = data.draw(st.sampled_from([1, 8])), data.draw(st.sampled_from([32, 128]))
+    run = Run(vector, threads, many=data.draw(st.sampled_from([0, 1 << 21])), seed=data.draw(st.integers(0, 99)))
     form = data.draw(st.sampled_from(["contiguous", "channels last", "transposed", "odd strides", "every other"]))
     canvas = in_form(random((B, C, *layout.size), dtype), form)
     tiles = in_form(random((layout.num_tiles, B, C, *layout.tile), dtype), form)
@@ -132,6 +152,18 @@ def test_wrong_tables_read_nothing_foreign():
                 assert not call(cuda_tiles.PlaceTables(tuple(wrong), tables.unit)).any()
 
 
+@pytest.mark.parametrize("unit", [2, 4, 8])
+def test_a_wrong_unit_touches_nothing_foreign(unit):
+    for layout in (ta.TileLayout(10, 10), ta.TileLayout((3, 18), (3, 6), (0, 5), (False, True))):
+        canvas = random((1, 8, *layout.size), torch.float16)
+        tables = cuda_tiles.extract_tables(layout, CPU)
+        for entry in (None, (0, layout.size[-1] - layout.size[-1] % 8)):
+            places = [table.clone() for table in tables.places]
+            if entry is not None:
+                places[-1][:] = torch.tensor(entry, dtype=torch.int32)
+            Run().extract_tiles(canvas, layout, cuda_tiles.PlaceTables(tuple(places), unit))
+
+
 def test_foreign_memory_is_noticed(monkeypatch):
     """The watch itself: a call whose memory has not been named fails."""
     monkeypatch.setattr(Run, "_name", lambda run, tensor, writable=False: tensor.data_ptr())
@@ -169,55 +201,64 @@ def test_division(by, n):
         assert library().divide(by, value) == value // by
 
 
-sizes = st.tuples(*(st.integers(1, most) for most in (4, 9, 9, 3, 5, 70)))
+sizes = st.tuples(*(st.integers(1, most) for most in (8, 70, 3, 5, 70)))
 
 
-@given(sizes, st.sampled_from([2, 4, 8]), st.sampled_from([32, 64, 256]))
+@given(sizes, st.sampled_from([2, 4, 8]), st.sampled_from([1, 4]), st.sampled_from([32, 64, 256]), st.integers(0, 2000))
 @settings(max_examples=100, deadline=None)
-def test_every_element_is_served_once(sizes, repeat, threads):
-    tiles, rows, _, z, y, width = sizes
-    counts = ints([0] * (tiles * rows * z * y * width))
-    assert library().count_served(ints([*sizes, repeat, threads]), counts) is None
+def test_every_element_is_served_once(numbers, unroll, most, threads, many):
+    counts = ints([0] * math.prod(numbers))
+    assert library().count_served(ints([*numbers, unroll, most, threads, many]), counts) is None
     assert set(counts) == {1}
 
 
-@pytest.mark.parametrize("numbers", [(2, 3, 3, 1, 50_000, 60_000), (1, 1, 1, 70, 3000, 30_000), (1, 1, 1, 1, 1, 2**30)])
-def test_a_canvas_of_more_than_2_31_elements(numbers):
+def test_threads_serve_more_rows_of_large_results():
+    """The cost of finding a place is shared by more rows, where enough threads are left."""
+    found, spot = [], ints([0] * 12)
+    for outer, most in ((2, 4), (16, 4), (64, 4), (64, 1)):
+        assert library().find_spot(ints([outer, 4096, 1, 1, 512, 4, most, 256, 1 << 21]), ints([0] * 4), spot) is None
+        found.append(outer * 4096 * 512 / math.prod(spot[8:]))
+    assert found == [4, 16, 16, 4]
+
+
+@pytest.mark.parametrize("numbers", [(2, 3, 1, 50_000, 60_000), (1, 1, 70, 3000, 30_000), (1, 1, 1, 1, 2**30)])
+@pytest.mark.parametrize("most", [1, 4])
+def test_a_canvas_of_more_than_2_31_elements(numbers, most):
     """Groups of lines: numbers of blocks and threads, and what they mean, worked out by hand."""
-    tiles, rows, _, z, y, width = numbers
-    repeat, found = 4, ints([0] * 12)
+    outer, rows, z, y, width = numbers
+    unroll, found = 4, ints([0] * 12)
     generator = torch.Generator().manual_seed(0)
-    assert library().find_spot(ints([*numbers, repeat, 256]), ints([0, 0, 0, 0]), found) is None
+    assert library().find_spot(ints([*numbers, unroll, most, 256, 1 << 21]), ints([0, 0, 0, 0]), found) is None
     blocks_x, blocks_y, across, down = found[8:]
     lines = z * y
     group = min(lines, 2**30 // width)
-    chunks, row_blocks = -(-group * width // across), -(-rows // (down * repeat))
-    assert (blocks_x, blocks_y) == (chunks * row_blocks * tiles, -(-lines // group))
+    chunks, row_blocks = -(-group * width // across), -(-rows // (down * unroll * most))
+    assert (blocks_x, blocks_y) == (chunks * row_blocks * outer, -(-lines // group))
     for _ in range(200):
         bx, by, tx, ty = (int(torch.randint(n, (), generator=generator)) for n in (blocks_x, blocks_y, across, down))
-        assert library().find_spot(ints([*numbers, repeat, 256]), ints([bx, by, tx, ty]), found) is None
+        assert library().find_spot(ints([*numbers, unroll, most, 256, 1 << 21]), ints([bx, by, tx, ty]), found) is None
         local, x = divmod(bx % chunks * across + tx, width)
-        line, row = by * group + local, bx // chunks % row_blocks * down * repeat + ty
+        line, row = by * group + local, bx // chunks % row_blocks * down * unroll * most + ty
         inside = local < group and line < lines and row < rows
         assert found[6] == inside
         if inside:
-            tile = bx // chunks // row_blocks
-            place = ((tile * rows + row) * lines + line) * width + x
-            assert tuple(found[:8]) == (tile, row, line // y, line % y, x, line, 1, place)
+            number = bx // chunks // row_blocks
+            place = ((number * rows + row) * lines + line) * width + x
+            assert tuple(found[:8]) == (number, row, line // y, line % y, x, line, 1, place)
 
 
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ((1, 1, 1, 1, 1, 2**30 + 1), b"more than 2^30 rows, lines or vectors of a line"),
-        ((1, 2**30 + 1, 1, 1, 1, 1), b"more than 2^30 rows"),
-        ((1, 1, 1, 2**16, 2**16, 1), b"more than 2^30 rows"),
-        ((2**20, 2**20, 1, 1, 2**20, 1), b"more than 2^31 - 1 blocks"),
-        ((1, 1, 1, 1, 2**30, 2**30), b"more than 2^31 - 1 blocks"),
+        ((1, 1, 1, 1, 2**30 + 1), b"more than 2^30 rows, lines or vectors of a line"),
+        ((1, 2**30 + 1, 1, 1, 1), b"more than 2^30 rows"),
+        ((1, 1, 2**16, 2**16, 1), b"more than 2^30 rows"),
+        ((2**20, 2**20, 1, 2**20, 1), b"more than 2^31 - 1 blocks"),
+        ((1, 1, 1, 2**30, 2**30), b"more than 2^31 - 1 blocks"),
     ],
 )
 def test_what_has_too_many_blocks_is_refused(numbers, message):
-    error = library().count_served(ints([*numbers, 4, 256]), ints([]))
+    error = library().count_served(ints([*numbers, 4, 4, 256, 1 << 21]), ints([]))
     assert error is not None
     assert error.startswith(message)
 

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <stdexcept>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "cuda/tiles.cuh"
@@ -24,13 +25,21 @@ std::vector<Range>& ranges() {
   return named;
 }
 
+/// Where results have been written.
+std::unordered_set<int64_t>& written() {
+  static std::unordered_set<int64_t> places;
+  return places;
+}
+
 }  // namespace
 
 void check_access(const void* at, int bytes, bool write) {
   const auto begin = reinterpret_cast<int64_t>(at);
   if (begin % bytes != 0) emulator::fail("misaligned access of " + std::to_string(bytes) + " bytes");
   for (const Range& range : ranges()) {
-    if (begin >= range.begin && begin + bytes <= range.end && (!write || range.writable)) return;
+    if (begin < range.begin || begin + bytes > range.end || (write && !range.writable)) continue;
+    if (write && !written().insert(begin).second) emulator::fail("a place is written twice");
+    return;
   }
   emulator::fail("an access of " + std::to_string(bytes) + " bytes outside the named memory");
 }
@@ -72,7 +81,8 @@ const char* kept(const std::string& message) {
   return last.c_str();
 }
 
-/// [element type, unit, out, most elements of an access, threads of a block, seed, number of ranges, ranges...]
+/// [element type, unit, out, most elements of an access, threads of a block, threads that are enough, seed, number of
+/// ranges, ranges...]
 struct Options {
   ElementType type;
   int64_t unit;
@@ -82,10 +92,11 @@ struct Options {
 
   explicit Options(const int64_t* values) {
     type = static_cast<ElementType>(values[0]), unit = values[1], out = reinterpret_cast<void*>(values[2]);
-    limits.vector = values[3], limits.threads = values[4], seed = static_cast<unsigned>(values[5]);
-    ranges().clear();
-    for (int64_t i = 0; i < values[6]; ++i) {
-      const int64_t* range = values + 7 + 3 * i;
+    limits.vector = values[3], limits.threads = values[4], limits.many = values[5];
+    seed = static_cast<unsigned>(values[6]);
+    ranges().clear(), written().clear();
+    for (int64_t i = 0; i < values[7]; ++i) {
+      const int64_t* range = values + 8 + 3 * i;
       ranges().push_back({range[0], range[1], range[2]});
     }
   }
@@ -107,9 +118,12 @@ const char* emulated(const char* error, const Call& call, unsigned seed, int64_t
   });
 }
 
-/// `sizes` are tiles, rows, channels, z, y, width, rows of a thread, threads.
+/// `sizes` are those of deal_out: results, rows, z, y, width, rows of a thread, most times as many, threads,
+/// threads that are enough.
 const char* deal_out_sizes(TileWork& work, const int64_t* sizes) {
-  return deal_out(work, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]);
+  TileLimits limits;
+  limits.threads = sizes[7], limits.many = sizes[8];
+  return deal_out(work, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], limits);
 }
 
 }  // namespace
@@ -151,7 +165,7 @@ uint32_t divide(int64_t value, uint32_t n) { return quotient(divisor(value), n);
 
 int64_t count_tiles(const int64_t* axis) { return axis_tiles({axis[0], axis[1], axis[2], axis[3] != 0}); }
 
-/// What the thread [block x, block y, thread x, thread y] serves: `found` [tile, row, z, y, x, line, inside, offset,
+/// What the thread [block x, block y, thread x, thread y] serves: `found` [outer, row, z, y, x, line, inside, offset,
 /// blocks x, blocks y, threads x, threads y].
 const char* find_spot(const int64_t* sizes, const int64_t* thread, int64_t* found) {
   TileWork work;
@@ -159,14 +173,14 @@ const char* find_spot(const int64_t* sizes, const int64_t* thread, int64_t* foun
   if (error) return error;
   const auto at = [&](int i) { return static_cast<uint32_t>(thread[i]); };
   const TileSpot s = spot_of(work, at(0), at(1), at(2), at(3));
-  const int64_t values[] = {s.tile,      s.row,       s.z,         s.y,
-                            s.x,         s.line,      s.inside,    result_offset(work, s, s.row),
+  const int64_t values[] = {s.outer,     s.row,       s.z,         s.y,
+                            s.x,         s.line,      s.inside,    result_offset(work, s),
                             work.grid_x, work.grid_y, work.across, work.down};
   std::copy(std::begin(values), std::end(values), found);
   return nullptr;
 }
 
-/// How often each vector of a result is served, `counts` [tiles, rows, z, y, width].
+/// How often each vector of the results is served, `counts` [outer, rows, z, y, width].
 const char* count_served(const int64_t* sizes, int64_t* counts) {
   TileWork work;
   const char* error = deal_out_sizes(work, sizes);
@@ -177,8 +191,7 @@ const char* count_served(const int64_t* sizes, int64_t* counts) {
         const TileSpot s = spot_of(work, bx, by, thread % work.across, thread / work.across);
         if (!s.inside) continue;
         for (uint32_t i = 0; i < work.repeat; ++i) {
-          const uint32_t row = s.row + i * work.down;
-          if (row < work.rows) ++counts[result_offset(work, s, row)];
+          if (s.row + i * work.down < work.rows) ++counts[result_offset(work, s) + i * result_step(work)];
         }
       }
     }
@@ -186,11 +199,11 @@ const char* count_served(const int64_t* sizes, int64_t* counts) {
   return nullptr;
 }
 
-/// The elements of one access, of a source at `data` with strides (tile, batch, channel, z, y, x) in bytes.
+/// The elements of one access, of a source at `data` with strides (tile, batch, row, z, y, x) in bytes.
 int64_t width_of(int64_t data, int64_t out, int64_t unit, int64_t element_size, const int64_t* strides) {
   TileSource source{};
   source.data = reinterpret_cast<const char*>(data);
-  source.tile_stride = strides[0], source.batch_stride = strides[1], source.channel_stride = strides[2];
+  source.tile_stride = strides[0], source.batch_stride = strides[1], source.row_stride = strides[2];
   for (int i = 0; i < 3; ++i) source.stride[i] = strides[3 + i];
   return vector_width(source, reinterpret_cast<const void*>(out), unit, element_size);
 }

@@ -34,29 +34,35 @@ TILEDATTN_INLINE uint32_t quotient(const Divisor& by, uint32_t n) {
   return (high + n) >> by.shift;
 }
 
-/// How results [tiles, rows, lines, width] are dealt out to blocks of threads: a row is a batch entry and channel, a
-/// line a position of z and y, and width counts vectors, the runs of x that one access moves. A thread serves `repeat`
-/// rows of one vector. Blocks are [grid_x, grid_y], their threads [across, down].
+/// How results [outer, rows, lines, width] are dealt out to blocks of threads: a line is a position of z and y, and
+/// width counts vectors, the runs of x that one access moves. A thread serves `repeat` rows of one vector. Blocks are
+/// [grid_x, grid_y], their threads [across, down].
 struct TileWork {
-  Divisor chunks, row_blocks;       // of a group of lines, of a tile's rows
-  Divisor height, width, channels;  // lines of z, vectors of a line, rows of a batch entry
-  uint32_t rows, lines, group;      // lines that blocks of one blockIdx.y serve
+  Divisor chunks, row_blocks;   // of a group of lines, of the rows
+  Divisor height, width;        // lines of z, vectors of a line
+  uint32_t rows, lines, group;  // lines that blocks of one blockIdx.y serve
   uint32_t across, down, repeat;
   uint32_t grid_x, grid_y;
 };
 
-/// What one thread serves: a vector of its tile, and rows `row`, `row + down`, ...
+/// What one thread serves: a vector of one result, and rows `row`, `row + down`, ...
 struct TileSpot {
-  uint32_t tile, row, z, y, x;  // x in vectors
+  uint32_t outer, row, z, y, x;  // x in vectors
   uint32_t line;
   bool inside;
 };
 
-/// Deals out `tiles` results of `rows` rows (`channels` to a batch entry), z x y lines and `width` vectors.
+/// What tests lower: elements of one access, threads of a block, and threads that are enough for the largest GPU.
+struct TileLimits {
+  int64_t vector = 16, threads = 256, many = int64_t{1} << 21;
+};
+
+/// Deals out `outer` results of `rows` rows, z x y lines and `width` vectors; a thread serves `unroll` rows or, of
+/// large results, up to `most` (a power of two) times as many.
 ///
 /// Returns null, or what is wrong with it.
-inline const char* deal_out(TileWork& work, int64_t tiles, int64_t rows, int64_t channels, int64_t z, int64_t y,
-                            int64_t width, int64_t repeat, int64_t threads) {
+inline const char* deal_out(TileWork& work, int64_t outer, int64_t rows, int64_t z, int64_t y, int64_t width,
+                            int64_t unroll, int64_t most, const TileLimits& limits) {
   constexpr int64_t kMost = int64_t{1} << 30;  // leaves room for the last block's idle threads
   constexpr int64_t kMostBlocksY = 65535;
   if (width > kMost || rows > kMost || z > kMost || y > kMost || z * y > kMost) {
@@ -66,20 +72,23 @@ inline const char* deal_out(TileWork& work, int64_t tiles, int64_t rows, int64_t
   const int64_t group = std::min(lines, kMost / width);
   const auto ceil_divide = [](int64_t n, int64_t by) { return (n + by - 1) / by; };
   int64_t across = 32;
-  while (across < threads && across < group * width) across *= 2;
-  int64_t down = 1;
-  while (across * down < threads && down * repeat < rows) down *= 2;
-  const int64_t chunks = ceil_divide(group * width, across), row_blocks = ceil_divide(rows, down * repeat);
-  const int64_t grid_y = ceil_divide(lines, group);
-  if (grid_y > kMostBlocksY || row_blocks > INT32_MAX / chunks || tiles > INT32_MAX / (chunks * row_blocks)) {
-    return "more than 2^31 - 1 blocks of threads";
-  }
-  work.chunks = divisor(chunks), work.row_blocks = divisor(row_blocks);
-  work.height = divisor(y), work.width = divisor(width), work.channels = divisor(channels);
+  while (across < limits.threads && across < group * width) across *= 2;
+  int64_t down = 1, repeat = unroll;
+  while (across * down < limits.threads && down * unroll < rows) down *= 2;
+  const int64_t chunks = ceil_divide(group * width, across), grid_y = ceil_divide(lines, group);
+  const auto row_blocks = [&] { return ceil_divide(rows, down * repeat); };
+  const auto overflows = [&] {
+    return row_blocks() > INT32_MAX / chunks || outer > INT32_MAX / (chunks * row_blocks());
+  };
+  while (repeat < most * unroll && (overflows() || chunks * row_blocks() * outer * across * down > limits.many))
+    repeat *= 2;
+  if (grid_y > kMostBlocksY || overflows()) return "more than 2^31 - 1 blocks of threads";
+  work.chunks = divisor(chunks), work.row_blocks = divisor(row_blocks());
+  work.height = divisor(y), work.width = divisor(width);
   const auto narrow = [](int64_t value) { return static_cast<uint32_t>(value); };
   work.rows = narrow(rows), work.lines = narrow(lines), work.group = narrow(group);
   work.across = narrow(across), work.down = narrow(down), work.repeat = narrow(repeat);
-  work.grid_x = narrow(chunks * row_blocks * tiles), work.grid_y = narrow(grid_y);
+  work.grid_x = narrow(chunks * row_blocks() * outer), work.grid_y = narrow(grid_y);
   return nullptr;
 }
 
@@ -87,8 +96,8 @@ TILEDATTN_INLINE TileSpot spot_of(const TileWork& work, uint32_t block_x, uint32
                                   uint32_t thread_y) {
   TileSpot spot;
   const uint32_t block = quotient(work.chunks, block_x);
-  spot.tile = quotient(work.row_blocks, block);
-  spot.row = (block - spot.tile * work.row_blocks.value) * work.down * work.repeat + thread_y;
+  spot.outer = quotient(work.row_blocks, block);
+  spot.row = (block - spot.outer * work.row_blocks.value) * work.down * work.repeat + thread_y;
   const uint32_t position = (block_x - block * work.chunks.value) * work.across + thread_x;
   const uint32_t line = quotient(work.width, position);
   spot.x = position - line * work.width.value;
@@ -99,29 +108,31 @@ TILEDATTN_INLINE TileSpot spot_of(const TileWork& work, uint32_t block_x, uint32
   return spot;
 }
 
-/// Where the vector of a row lies in the contiguous result, in vectors.
-TILEDATTN_INLINE int64_t result_offset(const TileWork& work, const TileSpot& spot, uint32_t row) {
-  const int64_t line = (static_cast<int64_t>(spot.tile) * work.rows + row) * work.lines + spot.line;
+/// Where the vector of a thread's first row lies in the contiguous result, in vectors.
+TILEDATTN_INLINE int64_t result_offset(const TileWork& work, const TileSpot& spot) {
+  const int64_t line = (static_cast<int64_t>(spot.outer) * work.rows + spot.row) * work.lines + spot.line;
   return line * work.width.value + spot.x;
 }
 
-/// Canvas or tiles that are read; a canvas is a grid of one tile. Strides in bytes, axes z, y, x.
+/// From one row of a thread to its next, in vectors.
+TILEDATTN_INLINE int64_t result_step(const TileWork& work) {
+  return static_cast<int64_t>(work.down) * work.lines * work.width.value;
+}
+
+/// Canvas or tiles [tiles, batches, rows, z, y, x] that are read; a canvas is a grid of one tile. Strides in bytes.
+/// Rows are channels, or batch entries and channels together where one stride leads through both.
 struct TileSource {
   const char* data;
   uint32_t grid[3], extent[3];
-  int64_t tile_stride, batch_stride, channel_stride, stride[3];
+  int64_t tile_stride, batch_stride, row_stride, stride[3];
 };
 
-/// Whether `vector` positions from a place on lie in the source: a table's mistake must not read foreign memory.
+/// Whether an aligned run of `vector` positions lies in the source from a place on: a table's mistake must not read
+/// foreign memory. `vector` is a power of two that divides the axis's extent.
 TILEDATTN_INLINE bool holds(const TileSource& source, int axis, AxisPlace place, uint32_t vector) {
   const uint32_t local = static_cast<uint32_t>(place.local);
   return static_cast<uint32_t>(place.tile) < source.grid[axis] && local < source.extent[axis] &&
-         source.extent[axis] - local >= vector && local % vector == 0;
-}
-
-TILEDATTN_INLINE int64_t row_offset(const TileSource& source, const Divisor& channels, uint32_t row) {
-  const uint32_t batch = quotient(channels, row);
-  return batch * source.batch_stride + (row - batch * channels.value) * source.channel_stride;
+         (local & (vector - 1)) == 0;
 }
 
 TILEDATTN_INLINE int64_t place_offset(const TileSource& source, AxisPlace z, AxisPlace y, AxisPlace x) {
@@ -135,7 +146,7 @@ TILEDATTN_INLINE int64_t place_offset(const TileSource& source, AxisPlace z, Axi
 inline int vector_width(const TileSource& source, const void* out, int64_t unit, int64_t element_size) {
   if (source.stride[2] != element_size) return 1;
   int64_t all = reinterpret_cast<intptr_t>(source.data) | reinterpret_cast<intptr_t>(out);
-  all |= source.tile_stride | source.batch_stride | source.channel_stride | source.stride[0] | source.stride[1];
+  all |= source.tile_stride | source.batch_stride | source.row_stride | source.stride[0] | source.stride[1];
   int64_t width = 16 / element_size;
   while (width > 1 && (unit % width != 0 || all % (width * element_size) != 0)) width /= 2;
   return static_cast<int>(width);
