@@ -1,4 +1,4 @@
-"""The cuda backend: why it can't run, what the compiler made of its tile kernels, and on a GPU what tests/gpu leaves out."""
+"""The cuda backend: why it can't run, what the compiler made of its tile kernels, and what tests/gpu leaves out."""
 
 import os
 import pathlib
