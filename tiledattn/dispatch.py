@@ -35,7 +35,7 @@ _MODULES = {
     "reference": ".backends.reference",
 }
 _AUTOMATIC = ("triton", "cuda", "cpu", "torch")
-_RECOMPUTING = ("torch", "reference")  # their backward reads nothing that the forward could save
+_RECOMPUTING = "torch"  # its backward reads nothing that the forward could save
 
 _logger = logging.getLogger("tiledattn")
 _chosen: ContextVar[str | None] = ContextVar("tiledattn_backend", default=None)
@@ -150,17 +150,15 @@ def preferred(op: str, requested: str) -> str:
 
 
 def saves_lse(requested: str, device_type: str, dtype: torch.dtype) -> bool:
-    """Whether an attention that will be differentiated should keep its lse: the backward of its backend reads it.
+    """Whether an attention that will be differentiated should keep its lse: the backward to be expected reads it.
 
     A guess, from devices in general: a backward without the lse computes it anew.
     """
-    forward, backward = "cross_tile_attention", "cross_tile_attention_backward"
-    name = preferred(forward, requested)
-    for candidate in _AUTOMATIC if name == "auto" else (name,):
-        module = _module(candidate)
-        if _refusal(module, forward, torch.device(device_type), dtype, 0) is None:
-            return candidate not in _RECOMPUTING and hasattr(module, backward)
-    return False
+    op, device = "cross_tile_attention_backward", torch.device(device_type)
+    name = preferred(op, requested)
+    candidates = _AUTOMATIC if name == "auto" else (name,)
+    taken = next((c for c in candidates if _refusal(_module(c), op, device, dtype, 0) is None), _RECOMPUTING)
+    return taken != _RECOMPUTING
 
 
 # as torch.compiler.assume_constant_result does, which would import Dynamo and Triton right now

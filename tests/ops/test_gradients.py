@@ -75,10 +75,9 @@ def test_an_explicit_backend_is_that_of_the_gradients_too(spy):
 def test_a_backend_without_a_backward_leaves_it_to_the_automatic_choice(spy):
     q, k, v = leaves()
     out = ta.cross_tile_attention(q, k, v, LAYOUT, 1, backend="reference")
-    assert not dispatch.saves_lse("reference", "cpu", torch.float32)
     out.sum().backward()
     ((_, _, lse),) = spy.backwards
-    assert lse.numel() == 0
+    assert lse.numel() > 0
     assert dispatch.preferred(OP, "reference") == "auto"
     assert dispatch.preferred(OP, "torch") == "torch"
 
