@@ -8,6 +8,7 @@ from gradients import assert_gradients_within_budget, exact_gradients, plain_gra
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ops.rotary_by_hand import by_hand
+from small_layer import assert_gradients_are_right, attention, losses, make_layer
 from support import attention_inputs, halos, layouts, poison
 
 import tiledattn as ta
@@ -222,6 +223,13 @@ def test_a_halo_that_is_left_out_is_noticed():
     plain, exact = (make(tensors, grads, layout, 3) for make in (plain_gradients, exact_gradients))
     with pytest.raises(AssertionError, match="over the budget"):
         assert_gradients_within_budget(found, plain, exact)
+
+
+def test_a_layer_learns():
+    if DEVICE.type == "cpu":
+        assert_gradients_are_right(attention("triton"))
+        found = losses(make_layer(attention("triton")), 2)
+        assert found[2] < found[1] < found[0]
 
 
 @pytest.mark.parametrize("block", [4, 16, 64])
