@@ -3,82 +3,16 @@
 #include "cpu/attention.h"
 
 #include <atomic>
-#include <cstdint>
 
-#include "cpu/attention_item.h"
+#include "attention_schedule.h"
 
 namespace tiledattn {
 namespace {
-
-/// Items per thread that even out threads of different speed.
-constexpr int64_t kItemsPerThread = 4;
-/// Fewer rows than this don't pay for packing keys.
-constexpr int64_t kLeastRows = 128;
-/// Products of query and key elements below which a second thread costs more than it saves.
-constexpr double kProductsPerThread = 1 << 20;
-
-/// Rows that see the same keys, in panels of equal size.
-struct Panels {
-  int64_t rows, count, size;
-};
-
-struct Schedule {
-  Panels prefix, canvas;
-  int64_t items, most_columns;
-};
-
-bool halo_is_seen(const AttentionCall& call) { return call.halo_weight > 0.0f; }
-
-int64_t halo_length(const AttentionCall& call, int64_t of_class) {
-  int64_t length = 0;
-  for (int64_t r = call.run_starts[of_class]; r < call.run_starts[of_class + 1]; ++r) length += call.runs[r].length;
-  return length;
-}
-
-Panels cut(int64_t rows, int64_t most) {
-  if (rows == 0) return {0, 0, 1};
-  const int64_t count = (rows + most - 1) / most;
-  return {rows, count, round_up((rows + count - 1) / count, kBlockRows)};
-}
-
-Schedule make_schedule(const AttentionCall& call, int threads) {
-  const int64_t shared_by = call.heads / call.kv_heads, groups = call.tiles * call.batch * call.kv_heads;
-  const int64_t canvas = call.sequence - call.prefix;
-  int64_t most = kPanelRows;
-  while (most > kLeastRows && groups * (canvas * shared_by / most) < kItemsPerThread * threads) most /= 2;
-  Schedule schedule = {cut(call.prefix * shared_by, kPanelRows), cut(canvas * shared_by, most), 0, 0};
-  schedule.items = groups * (schedule.prefix.count + schedule.canvas.count);
-  for (int64_t c = 0; c < call.classes && halo_is_seen(call); ++c) {
-    schedule.most_columns = larger(schedule.most_columns, halo_length(call, c));
-  }
-  schedule.most_columns += call.sequence;
-  return schedule;
-}
 
 AttentionMemory memory_of(const AttentionCall& call, const Schedule& schedule, InstructionSet set) {
   const int64_t rows =
       larger(smaller(schedule.prefix.size, schedule.prefix.rows), smaller(schedule.canvas.size, schedule.canvas.rows));
   return attention_memory(call.head_dim, attention_pack(call.type, set), schedule.most_columns, rows);
-}
-
-/// A panel of `panels`, or the item's place in what is left.
-AttentionItem item_at(const AttentionCall& call, const Schedule& schedule, int64_t number) {
-  const int64_t panels = schedule.prefix.count + schedule.canvas.count;
-  int64_t panel = number % panels, rest = number / panels;
-  const bool canvas = panel >= schedule.prefix.count;
-  const Panels& part = canvas ? schedule.canvas : schedule.prefix;
-  if (canvas) panel -= schedule.prefix.count;
-  AttentionItem item = {};
-  item.kv_head = rest % call.kv_heads;
-  item.batch = rest / call.kv_heads % call.batch;
-  item.tile = rest / call.kv_heads / call.batch;
-  item.first_token = canvas ? call.prefix : 0;
-  item.tokens = canvas ? call.sequence - call.prefix : call.prefix;
-  item.first_row = panel * part.size;
-  item.rows = smaller(part.size, part.rows - item.first_row);
-  item.sees_halo = canvas && halo_is_seen(call);
-  item.columns = call.sequence + (item.sees_halo ? halo_length(call, call.class_of_tile[item.tile]) : 0);
-  return item;
 }
 
 struct Crew {
@@ -111,15 +45,9 @@ struct Crew {
   }
 };
 
-int64_t crew_size(const AttentionCall& call, const Schedule& schedule, int threads) {
-  const double products =
-      static_cast<double>(call.tiles) * call.batch * call.heads * call.sequence * schedule.most_columns * call.head_dim;
-  const double paying = 1.0 + products / kProductsPerThread;
-  const int64_t most = smaller(threads, schedule.items);
-  return paying < static_cast<double>(most) ? static_cast<int64_t>(paying) : most;
+int64_t members_of(const AttentionCall& call, const Schedule& schedule, int threads) {
+  return crew_size(products_of(call, schedule), schedule.items, threads);
 }
-
-constexpr int64_t kAlignment = 64;
 
 }  // namespace
 
@@ -151,7 +79,7 @@ int64_t attention_scratch_bytes(const AttentionCall& call, int threads) {
   const int64_t plain = memory_of(call, schedule, InstructionSet::portable).total;
   // whichever instruction set is in use when the call runs
   const int64_t paired = memory_of(call, schedule, InstructionSet::avx512_bf16).total;
-  return crew_size(call, schedule, threads) * larger(plain, paired) * int64_t{sizeof(float)} + kAlignment;
+  return members_of(call, schedule, threads) * larger(plain, paired) * int64_t{sizeof(float)} + kAlignment;
 }
 
 int64_t attention_scratch_limit(int64_t head_dim, int threads) {
@@ -164,10 +92,8 @@ void attention(const AttentionCall& call, void* scratch, const Parallel& paralle
   const Schedule schedule = make_schedule(call, parallel.threads);
   if (schedule.items == 0) return;
   const InstructionSet set = instruction_set();
-  const auto address = reinterpret_cast<uintptr_t>(scratch);
-  auto* memory = reinterpret_cast<float*>((address + kAlignment - 1) / kAlignment * kAlignment);
-  Crew crew{call, schedule, memory_of(call, schedule, set), set, memory};
-  const int64_t members = crew_size(call, schedule, parallel.threads);
+  Crew crew{call, schedule, memory_of(call, schedule, set), set, aligned(scratch)};
+  const int64_t members = members_of(call, schedule, parallel.threads);
   if (members == 1) return crew.work(0);
   parallel_for(parallel, members, 1, [&crew](int64_t begin, int64_t end) {
     for (int64_t member = begin; member < end; ++member) crew.work(member);

@@ -27,21 +27,26 @@ struct QueryBlock {
   bool fresh;  // nothing summed yet
 };
 
+/// Products of kGroup packed rows with a block of packed lanes, V vectors wide, each `units` elements (or pairs) long.
+template <class Products, int V>
+inline void multiply_group(const float* lanes, const float* rows, int64_t row_length, int64_t units,
+                           Vec (&sum)[kGroup][V]) {
+  TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
+  for (int64_t u = 0; u < units; ++u, lanes += V * kWidth) {
+    Vec lane[V];
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) lane[j] = load(lanes + j * kWidth);
+    TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
+      const Vec element = Vec::all(rows[i * row_length + u]);
+      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = Products::multiply(lane[j], element, sum[i][j]);
+    }
+  }
+}
+
 /// Logits of kGroup keys.
 template <class Products, int V>
 inline void score_group(const QueryBlock& block, const KeyBlock& seen, int64_t key, Vec (&top)[V]) {
-  const float* keys = seen.keys + key * seen.key_row;
-  const float* queries = block.queries;
   Vec sum[kGroup][V];
-  TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
-  for (int64_t u = 0; u < seen.units; ++u, queries += V * kWidth) {
-    Vec query[V];
-    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) query[j] = load(queries + j * kWidth);
-    TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
-      const Vec element = Vec::all(keys[i * seen.key_row + u]);
-      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = Products::multiply(query[j], element, sum[i][j]);
-    }
-  }
+  multiply_group<Products, V>(block.queries, seen.keys + key * seen.key_row, seen.key_row, seen.units, sum);
   const Vec scale = Vec::all(block.scale);
   TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
     TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
@@ -73,12 +78,10 @@ inline void weigh(const QueryBlock& block, int64_t count, const Vec (&shift)[V],
   }
 }
 
-/// Adds the weighted values of the dims group, group + 1, ... to the sums. Each block of keys is summed on its own
+/// Adds the weighted values of kGroup dims to their sums, or starts them. Each block of keys is summed on its own
 /// first: a sum of thousands would lose what a sum of sums keeps.
 template <class Products, int V>
-inline void accumulate_group(const QueryBlock& block, const float* values, int64_t steps, int64_t group) {
-  float* sums = block.sums + group * (V * kWidth);
-  const float* weights = block.weights;
+inline void accumulate_group(const float* weights, const float* values, int64_t steps, bool fresh, float* sums) {
   Vec sum[kGroup][V];
   TILEDATTN_UNROLL for (auto& row : sum) { TILEDATTN_UNROLL for (auto& x : row) x = Vec::zero(); }
   for (int64_t step = 0; step < steps; ++step, values += kGroup, weights += V * kWidth) {
@@ -92,8 +95,17 @@ inline void accumulate_group(const QueryBlock& block, const float* values, int64
   TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
     TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
       float* at = sums + (i * V + j) * kWidth;
-      store(at, block.fresh ? sum[i][j] : load(at) + sum[i][j]);
+      store(at, fresh ? sum[i][j] : load(at) + sum[i][j]);
     }
+  }
+}
+
+/// The same for all dims of a block of `count` packed values (a multiple of kGroup).
+template <class Products, int V>
+inline void accumulate(const float* weights, const float* values, int64_t count, int64_t dim, bool fresh, float* sums) {
+  constexpr int64_t group_floats = kBlockKeys / Products::pack * kGroup;
+  for (int64_t d = 0; d < dim; d += kGroup, values += group_floats, sums += kGroup * V * kWidth) {
+    accumulate_group<Products, V>(weights, values, count / Products::pack, fresh, sums);
   }
 }
 
@@ -130,10 +142,7 @@ void attend(const QueryBlock& block, const KeyBlock& seen) {
     float* at = block.totals + j * kWidth;
     store(at, fma(load(at), factor[j], total[j]));
   }
-  constexpr int64_t group_floats = kBlockKeys / Products::pack * kGroup;
-  for (int64_t d = 0; d < seen.dim; d += kGroup) {
-    accumulate_group<Products, V>(block, seen.values + d / kGroup * group_floats, seen.count / Products::pack, d);
-  }
+  accumulate<Products, V>(block.weights, seen.values, seen.count, seen.dim, block.fresh, block.sums);
 }
 
 }  // namespace tiledattn::TILEDATTN_ISA

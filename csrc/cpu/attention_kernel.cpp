@@ -6,68 +6,10 @@
 #include "cpu/attention_block.h"
 #include "cpu/attention_item.h"
 #include "cpu/attention_pack.h"
+#include "cpu/attention_rows.h"
 
 namespace tiledattn::TILEDATTN_ISA {
 namespace {
-
-#if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
-constexpr int kVectors = 4;
-#else
-constexpr int kVectors = 2;
-#endif
-constexpr int64_t kRows = kVectors * kWidth;
-
-constexpr float kLog2E = 1.44269504088896341f;
-
-/// The keys of an item in order: own tokens, then the runs of the halo.
-class Columns {
- public:
-  Columns(const AttentionCall& call, const AttentionItem& item)
-      : call_(call), item_(item), canvas_(call.sequence - call.prefix) {
-    const int64_t of_class = call.class_of_tile[item.tile];
-    if (item.sees_halo) run_ = call.run_starts[of_class], last_run_ = call.run_starts[of_class + 1];
-    key_base_ = item.batch * call.k.stride[1] + item.kv_head * call.k.stride[3];
-    value_base_ = item.batch * call.v.stride[1] + item.kv_head * call.v.stride[3];
-  }
-
-  /// The next keys, at most `most` of them: offsets into k and v, and the bias in base 2. Returns how many.
-  int64_t next(int64_t most, int64_t* keys, int64_t* values, float* bias) {
-    int64_t count = 0;
-    for (; count < most && own_ < call_.sequence; ++count, ++own_) {
-      place(item_.tile, own_, keys + count, values + count);
-      bias[count] = own_ < call_.prefix && hidden(own_) ? -INFINITY : 0.0f;
-    }
-    const float halo_bias = call_.halo_weight == 1.0f ? 0.0f : std::log2(call_.halo_weight);
-    while (count < most && run_ < last_run_) {
-      const TokenRun run = call_.runs[run_];
-      const int64_t flat = item_.tile * canvas_ + run.start;
-      const int64_t tile = flat / canvas_, token = call_.prefix + flat % canvas_;
-      for (; count < most && within_run_ < run.length; ++count, ++within_run_) {
-        place(tile, token + within_run_, keys + count, values + count);
-        bias[count] = halo_bias;
-      }
-      if (within_run_ == run.length) ++run_, within_run_ = 0;
-    }
-    return count;
-  }
-
- private:
-  void place(int64_t tile, int64_t token, int64_t* key, int64_t* value) const {
-    *key = key_base_ + tile * call_.k.stride[0] + token * call_.k.stride[2];
-    *value = value_base_ + tile * call_.v.stride[0] + token * call_.v.stride[2];
-  }
-
-  bool hidden(int64_t token) const {
-    if (!call_.prefix_mask) return false;
-    const int64_t* stride = call_.mask_stride;
-    return !call_.prefix_mask[item_.tile * stride[0] + item_.batch * stride[1] + token * stride[2]];
-  }
-
-  const AttentionCall& call_;
-  const AttentionItem& item_;
-  int64_t canvas_, key_base_, value_base_;
-  int64_t own_ = 0, run_ = 0, last_run_ = 0, within_run_ = 0;
-};
 
 struct Work {
   const AttentionCall& call;
@@ -98,17 +40,6 @@ void pack_chunk(Work& work, Columns& columns) {
                       work.memory + at.keys);
   pack_values<Products>(call.v.data, value_offsets, work.count, work.padded(), call.head_dim, at.value_row,
                         work.memory + at.values);
-}
-
-/// Element offsets of the item's rows first .. first + count in a tensor of queries.
-void row_offsets(const Work& work, const int64_t* stride, int64_t first, int64_t count, int64_t* offsets) {
-  const AttentionItem& item = work.item;
-  const int64_t head = item.kv_head * (work.call.heads / work.call.kv_heads);
-  const int64_t base = item.tile * stride[0] + item.batch * stride[1];
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = item.first_row + first + i;
-    offsets[i] = base + (item.first_token + row % item.tokens) * stride[2] + (head + row / item.tokens) * stride[3];
-  }
 }
 
 template <class Products, int V>
@@ -153,11 +84,11 @@ void finish(const Work& work, const QueryBlock& block, int64_t first, int64_t ro
   int64_t offsets[kRows];
   float factors[kRows];
   for (int64_t i = 0; i < lanes; ++i) factors[i] = softmax_factor({block.tops[i], block.totals[i]});
-  row_offsets(work, call.out_stride, first, rows, offsets);
+  row_offsets(call, work.item, call.out_stride, first, rows, offsets);
   store_rows<Products>(block.sums, factors, offsets, rows, lanes, call.head_dim, call.out);
   if (!call.lse) return;
   const int64_t stride[4] = {call.batch * call.heads * call.sequence, call.heads * call.sequence, 1, call.sequence};
-  row_offsets(work, stride, first, rows, offsets);
+  row_offsets(call, work.item, stride, first, rows, offsets);
   for (int64_t i = 0; i < rows; ++i) call.lse[offsets[i]] = softmax_lse({block.tops[i], block.totals[i]});
 }
 
@@ -187,7 +118,7 @@ void run(const AttentionCall& call, const AttentionItem& item, const AttentionMe
       const int64_t rows = smaller(kRows, item.rows - first), vectors = (rows + kWidth - 1) / kWidth;
       const QueryBlock block = block_at(work, first, vectors * kWidth, done == 0);
       int64_t offsets[kRows];
-      row_offsets(work, call.q.stride, first, rows, offsets);
+      row_offsets(call, item, call.q.stride, first, rows, offsets);
       attend_chunk<Products>(work, block, rows, offsets, vectors);
       if (done + work.count == item.columns) finish<Products>(work, block, first, rows, vectors * kWidth);
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import native_library
 from .native_attention import cross_tile_attention as cross_tile_attention
+from .native_attention_backward import cross_tile_attention_backward as cross_tile_attention_backward
 from .native_library import describe as describe
 from .native_library import instruction_set as instruction_set
 
@@ -19,7 +20,7 @@ NAME = "cpu"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RUNS_ON = "CPUs, where the native library was built"
 PROVEN_ON = ("x86-64 CPU with AVX-512 and bfloat16, 2026-11-20",)
-OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
+OPS = ("cross_tile_attention", "cross_tile_attention_backward", "extract_tiles", "blend_tiles", "pad_tiles")
 
 
 def probe() -> str | None:
@@ -35,7 +36,7 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
         return f"{op}: tensors on {device}; the cpu backend needs them on the CPU"
     if dtype not in DTYPES:
         return f"{op}: {dtype} is not supported, only float16, bfloat16, float32 and float64"
-    if op == "cross_tile_attention" and dtype == torch.float64:
+    if op.startswith("cross_tile_attention") and dtype == torch.float64:
         return f"{op}: {dtype} is not supported, only float16, bfloat16 and float32"
     return None
 

@@ -1,0 +1,332 @@
+"""Gradients of cross-tile attention by the native library, against float64 autograd of attention by hand."""
+
+import math
+from functools import cache, partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_within_budget, attention_inputs, halos, layouts, plain_attention, plain_lse
+
+import tiledattn as ta
+from tiledattn.backends import native
+from tiledattn.backends.native_attention import token_runs
+from tiledattn.backends.tables import reverse_tables
+from tiledattn.geometry import attention_plan
+
+reason = native.probe()
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FORMS = ["contiguous", "strided", "fused", "narrowed"]
+
+
+def known_sets():
+    """The instruction sets that this processor runs, from the slowest to the best."""
+    names = ["portable", "avx2", "avx512", "avx512_bf16"]
+    best = native.instruction_set("auto") if reason is None else names[0]
+    return names[: names.index(best) + 1]
+
+
+@pytest.fixture(params=known_sets())
+def instruction_set(request):
+    yield native.instruction_set(request.param)
+    native.instruction_set("auto")
+
+
+def by_hand(q, k, v, layout, halo, **arguments):
+    """Gather and SDPA tile by tile, and the lse by logits: both differentiable."""
+    return plain_attention(q, k, v, layout, halo, **arguments), plain_lse(q, k, layout, halo, **arguments)
+
+
+def gradients(attend, inputs, grads, dtype):
+    """Gradients of q, k and v in a precision, with respect to out alone or to both results."""
+    leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    results = attend(*leaves)[: len(grads)]
+    return torch.autograd.grad(results, leaves, [g.to(r.dtype) for g, r in zip(grads, results, strict=True)])
+
+
+def random_grads(q, lse):
+    """Gradients of out and, where wanted, of the lse."""
+    generator = torch.Generator().manual_seed(7)
+    tiles, batch, sequence, heads, _ = q.shape
+    grads = [torch.randn(q.shape, generator=generator, dtype=torch.float64).to(q.dtype)]
+    return grads + [torch.randn(tiles, batch, heads, sequence, generator=generator)] * lse
+
+
+def judges(inputs, lse, **options):
+    """Gradients by hand, in the inputs' precision and in float64."""
+    grads = random_grads(inputs[0], lse)
+    return [gradients(partial(by_hand, **options), inputs, grads, dtype) for dtype in (inputs[0].dtype, torch.float64)]
+
+
+def check(inputs, *, lse=False, judged=None, **options):
+    """The budget per gradient, and equal bits when it is run again; returns the gradients."""
+    ours = partial(ta.cross_tile_attention, return_lse=True, backend="cpu", **options)
+    found, again = (gradients(ours, inputs, random_grads(inputs[0], lse), inputs[0].dtype) for _ in range(2))
+    plain, exact = judged or judges(inputs, lse, **options)
+    for x, one, other, rough, fine in zip(inputs, found, again, plain, exact, strict=True):
+        assert (one.shape, one.dtype) == (x.shape, x.dtype)
+        assert torch.equal(one, other)
+        assert_within_budget(one, rough, fine)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), layouts(), st.sampled_from(DTYPES), st.sampled_from(FORMS))
+def test_gradients_stay_within_the_budget(data, layout, dtype, form):
+    if layout.tile_positions == 1:
+        return  # its gradients may be nothing but rounding errors: see below
+    prefix, batch = data.draw(st.sampled_from([0, 1, 3])), data.draw(st.integers(1, 2))
+    halo = data.draw(halos(layout))
+    inputs = attention_inputs(
+        layout,
+        batch=batch,
+        prefix=prefix,
+        heads=4,
+        kv_heads=data.draw(st.sampled_from([1, 2, 4])),
+        dim=data.draw(st.sampled_from([1, 5, 8])),
+        dtype=dtype,
+        seed=data.draw(st.integers(0, 99)),
+        form=form,
+    )
+    mask = None
+    if prefix and data.draw(st.booleans()):
+        mask = torch.rand(layout.num_tiles, batch, prefix, generator=torch.Generator().manual_seed(2)) < data.draw(
+            st.sampled_from([0.0, 0.5])
+        )
+    check(
+        inputs,
+        layout=layout,
+        halo=halo,
+        lse=data.draw(st.booleans()),
+        num_prefix_tokens=prefix,
+        prefix_mask=mask,
+        halo_weight=data.draw(st.sampled_from([1.0, 0.4, 0.0])),
+        scale=data.draw(st.sampled_from([None, 0.7, -0.3])),
+    )
+
+
+@cache
+def large_case(dtype, dim):
+    """2 tiles of 768 canvas tokens, 2 heads on one key head: more than a chunk and a panel of each."""
+    layout = ta.TileLayout((32, 48), (16, 48))
+    inputs = attention_inputs(layout, prefix=19, heads=2, kv_heads=1, dim=dim, dtype=dtype, form="strided")
+    mask = torch.rand(2, 1, 19, generator=torch.Generator().manual_seed(0)) < 0.5
+    options = {"layout": layout, "halo": "all", "num_prefix_tokens": 19, "prefix_mask": mask, "halo_weight": 0.3}
+    return inputs, options, judges(inputs, True, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [40, 72])
+def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
+    inputs, options, judged = large_case(dtype, dim)
+    check(inputs, lse=True, judged=judged, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instruction_set_with_wrap_and_overlap(instruction_set, dtype):
+    layout = ta.TileLayout((20, 18), (8, 9), (3, 0), True)
+    check(attention_inputs(layout, batch=2, heads=3, dim=16, dtype=dtype), lse=True, layout=layout, halo=3)
+
+
+def test_a_single_key_has_weight_one():
+    layout = ta.TileLayout(4, 1)
+    inputs = attention_inputs(layout, dim=8)
+    grads = random_grads(inputs[0], False)
+    options = {"layout": layout, "halo": 0, "return_lse": True, "backend": "cpu"}
+    dq, dk, dv = gradients(partial(ta.cross_tile_attention, **options), inputs, grads, torch.float32)
+    torch.testing.assert_close(dv, grads[0])
+    size = 8**-0.5 * torch.finfo(torch.float32).eps * 8  # of a rounding error of dp or delta, times k or q
+    assert dq.abs().max() <= size * grads[0].abs().max() * inputs[2].abs().max() * inputs[1].abs().max()
+    assert dk.abs().max() <= size * grads[0].abs().max() * inputs[2].abs().max() * inputs[0].abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_does_not_depend_on_the_number_of_threads(dtype):
+    layout = ta.TileLayout((48, 48), 16, 0, True)
+    inputs = attention_inputs(layout, prefix=3, heads=2, dim=64, dtype=dtype)
+    grads, results = random_grads(inputs[0], True), []
+    options = {"num_prefix_tokens": 3, "return_lse": True, "backend": "cpu"}
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        attend = partial(ta.cross_tile_attention, layout=layout, halo=6, **options)
+        results.append(gradients(attend, inputs, grads, dtype))
+    torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_large_and_tiny_logits(instruction_set):
+    layout = ta.TileLayout((6, 6), 3)
+    for size in (1e-20, 30.0, 1e3):
+        q, k, v = attention_inputs(layout)
+        check((q * size, k, v), layout=layout, halo=1)
+
+
+def test_nan_stays_where_it_is_seen(instruction_set):
+    layout = ta.TileLayout(12, 4)
+    q, k, v = attention_inputs(layout, batch=2)
+    q[1, 0, 2, 1, 3] = math.nan
+    attend = partial(ta.cross_tile_attention, layout=layout, halo=2, return_lse=True, backend="cpu")
+    dq, dk, dv = gradients(attend, (q, k, v), random_grads(q, False), torch.float32)
+    expected = torch.zeros(dq.shape, dtype=torch.bool)
+    expected[1, 0, 2, 1] = True
+    assert torch.equal(dq.isnan(), expected)
+    seen = torch.zeros(dk.shape, dtype=torch.bool)
+    seen[0, 0, 2:, 1] = seen[1, 0, :, 1] = seen[2, 0, :2, 1] = True
+    assert torch.equal(dk.isnan(), seen)
+    assert torch.equal(dv.isnan(), seen)
+
+
+def test_only_what_is_asked_for():
+    layout = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
+    inputs = attention_inputs(layout, heads=4, kv_heads=2)
+    whole = check(inputs, layout=layout, halo=2)
+    grads = random_grads(inputs[0], False)
+    for place in range(3):
+        leaves = [x.detach().requires_grad_(number == place) for number, x in enumerate(inputs)]
+        out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
+        assert torch.equal(torch.autograd.grad(out, leaves[place], grads)[0], whole[place])
+
+
+def test_a_gradient_that_is_one_number_everywhere():
+    layout = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
+    leaves = [x.requires_grad_() for x in attention_inputs(layout)]
+    found = torch.autograd.grad(ta.cross_tile_attention(*leaves, layout, 2, backend="cpu").sum(), leaves)
+    out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
+    for one, other in zip(found, torch.autograd.grad(out, leaves, torch.ones_like(out)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_the_lse_of_the_forward_it_is_made_again():
+    layout = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
+    q, k, v = attention_inputs(layout)
+    options = {"plan": attention_plan(layout, (2, 2)), "num_prefix_tokens": 0, "prefix_mask": None, "scale": 0.5}
+    options |= {"halo_weight": 0.5, "return_lse": True}
+    out, lse = native.cross_tile_attention(q, k, v, **options)
+    backward = partial(native.cross_tile_attention_backward, random_grads(q, False)[0], None, q, k, v, out)
+    for a, b in zip(backward(lse, **options), backward(lse[:0], **options), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_empty_batches():
+    layout = ta.TileLayout(8, 4)
+    leaves = [x[:, :0].requires_grad_() for x in attention_inputs(layout, batch=1)]
+    out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
+    for x, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize("dim", [1, 64, 128, 256])
+def test_memory_is_bounded_by_keys_of_one_tile(dim):
+    """Besides a number per row: packed rows of a chunk and sums of a panel, as much as K and V of a 64 x 64 tile."""
+    for threads in (1, 8):
+        limit = torch.ops.tiledattn.cross_tile_attention_backward_cpu_scratch(dim, threads)
+        assert limit <= threads * (64 * 64 * 2 * 4 * max(dim, 64))
+
+
+def good_call():
+    plan = attention_plan(ta.TileLayout((8, 8), 4), (2, 2))
+    q, k, v = attention_inputs(plan.layout, prefix=1)
+    runs, reverse = token_runs(plan), reverse_tables(plan, torch.device("cpu"))
+    return SimpleNamespace(
+        grad_out=torch.ones_like(q),
+        grad_lse=torch.zeros(4, 1, 2, 17),
+        q=q,
+        k=k,
+        v=v,
+        out=torch.zeros_like(q),
+        lse=torch.zeros(4, 1, 2, 17),
+        mask=None,
+        classes=runs.class_of_tile,
+        starts=runs.starts,
+        runs=runs.runs,
+        lenders=reverse.class_of_lender,
+        cell_starts=reverse.cell_starts,
+        cells=reverse.cells,
+        tokens=reverse.tokens,
+        borrowers=reverse.borrowers,
+        prefix=1,
+        weight=1.0,
+        scale=0.5,
+        grad_q=torch.empty_like(q),
+        grad_k=torch.empty_like(k),
+        grad_v=torch.empty_like(v),
+    )
+
+
+def changed(x, place, value):
+    x = x.clone()
+    x[place] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"q": c.q.double()}, "q: dtype is Double"),
+        (lambda c: {"grad_out": c.grad_out[:, :, :5]}, "grad_out: shape is"),
+        (lambda c: {"grad_out": c.grad_out.half()}, "grad_out: dtype is Half"),
+        (lambda c: {"grad_out": c.grad_out[:1, :1, :1, :1, :1].expand_as(c.q)}, "grad_out: the last dim is strided"),
+        (lambda c: {"grad_lse": c.grad_lse[1:]}, "grad_lse: shape is"),
+        (lambda c: {"grad_lse": c.grad_lse.double()}, "grad_lse: dtype is Double"),
+        (lambda c: {"out": c.out[:2]}, "out: shape is"),
+        (lambda c: {"lse": c.lse[..., :3]}, "lse: not contiguous"),
+        (lambda c: {"lse": c.lse[:1]}, "lse: shape is"),
+        (lambda c: {"v": c.v[:2]}, "v: shape is"),
+        (lambda c: {"mask": torch.ones(4, 1, 2, dtype=torch.bool)}, "prefix_mask: shape is"),
+        (lambda c: {"runs": changed(c.runs, (0, 0), 64)}, "a run leaves the pool"),
+        (lambda c: {"lenders": c.lenders[:3]}, "class_of_lender: shape is"),
+        (lambda c: {"lenders": changed(c.lenders, 3, 9)}, "a lender's class is out of range"),
+        (lambda c: {"lenders": changed(c.lenders, 3, 0)}, "a borrower is no tile of q"),
+        (lambda c: {"cell_starts": c.cell_starts[:0]}, "cell_starts: it is empty"),
+        (lambda c: {"cell_starts": changed(c.cell_starts, 1, 99)}, "cell_starts must ascend"),
+        (lambda c: {"cells": c.cells[:-1]}, "cells: shape is"),
+        (lambda c: {"cells": changed(c.cells, (0, 0), -1)}, "a cell's tokens are out of range"),
+        (lambda c: {"cells": changed(c.cells, (0, 1), 1 << 62)}, "a cell's tokens are out of range"),
+        (lambda c: {"cells": changed(c.cells, (1, 2), 1 << 40)}, "a cell's borrowers are out of range"),
+        (lambda c: {"cells": changed(c.cells, (1, 3), -2)}, "a cell's borrowers are out of range"),
+        (lambda c: {"tokens": changed(c.tokens, 5, 16)}, "a cell's token leaves its tile"),
+        (lambda c: {"tokens": changed(c.tokens, 5, -1)}, "a cell's token leaves its tile"),
+        (lambda c: {"borrowers": changed(c.borrowers, 0, 0)}, "a lender borrows from itself"),
+        (lambda c: {"borrowers": changed(c.borrowers, 0, 4)}, "a borrower is no tile of q"),
+        (lambda c: {"prefix": 17}, "S must be larger than the number of prefix tokens"),
+        (lambda c: {"grad_q": c.grad_q[:2]}, "grad_q: shape is"),
+        (lambda c: {"grad_q": c.grad_q.bfloat16()}, "grad_q: dtype is BFloat16"),
+        (lambda c: {"grad_k": torch.empty(17, 4, 1, 2, 8).movedim(0, 2)}, "grad_k: not contiguous"),
+        (lambda c: {"grad_k": c.grad_k[:, :, :3].contiguous()}, "grad_k: shape is"),
+        (lambda c: {"grad_v": c.grad_v.half()}, "grad_v: dtype is Half"),
+    ],
+)
+def test_calls_that_would_touch_foreign_memory_raise(change, message):
+    call = good_call()
+    torch.ops.tiledattn.cross_tile_attention_backward_cpu(*vars(call).values())
+    arguments = {**vars(call), **change(call)}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.tiledattn.cross_tile_attention_backward_cpu(*arguments.values())
+
+
+def test_cells_that_list_a_token_twice_stay_inside_their_memory():
+    call = good_call()
+    cells, tokens = call.cells.clone(), torch.arange(16, dtype=torch.int32).repeat_interleave(4)
+    cells[:, 0], cells[:, 1] = 0, len(tokens)
+    arguments = {**vars(call), "cells": cells, "tokens": tokens}
+    torch.ops.tiledattn.cross_tile_attention_backward_cpu(*arguments.values())
+
+
+def test_offsets_beyond_two_to_the_31():
+    layout = ta.TileLayout(8, 4)
+    stride = 2**31 + 64
+    memory = torch.empty(stride + 4 * 2 * 8, dtype=torch.float16)  # only the pages that are written take memory
+    far = memory.as_strided((2, 1, 4, 2, 8), (stride, 0, 16, 8, 1), 0)
+    near = attention_inputs(layout, dtype=torch.float16)[0]
+    far.copy_(near)
+    found = []
+    for x in (near, far):
+        leaves = [x.detach().requires_grad_() for _ in range(3)]
+        found.append(torch.autograd.grad(ta.cross_tile_attention(*leaves, layout, 2, backend="cpu"), leaves, [x]))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
