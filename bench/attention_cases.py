@@ -66,8 +66,8 @@ class AttentionCase(Case):
         dense = partial(peers.dense_attention, tokens, rows, MOST_DENSE_TOKENS[device.type])
         return [
             *found,
-            Way("FlexAttention", "peer", _MadeOnce(partial(peers.flex_attention, tokens, rows))),
-            Way("SDPA, dense mask", "peer", _MadeOnce(dense)),
+            Way("FlexAttention", "peer", MadeOnce(partial(peers.flex_attention, tokens, rows))),
+            Way("SDPA, dense mask", "peer", MadeOnce(dense)),
             Way("SDPA, no halo", "bound", partial(_plain_call, peers.without_halo)),
             matrix_product(device, dtype),
         ]
@@ -127,18 +127,18 @@ def _with_kind(kind: SDPBackend | None, call: Call) -> Call:
     return run
 
 
-class _MadeOnce:
+class MadeOnce:
     """A way whose function is made once for all sets of inputs."""
 
     def __init__(self, make: partial[peers.Attend]) -> None:
         self._make = make
 
     @cached_property
-    def _attend(self) -> peers.Attend:
+    def attend(self) -> peers.Attend:
         return self._make()
 
     def __call__(self, inputs: Inputs) -> Call:
-        return _plain_call(self._attend, inputs)
+        return _plain_call(self.attend, inputs)
 
 
 class AttentionJudge:
@@ -175,6 +175,16 @@ class AttentionJudge:
         with_halo = way.kind != "bound"
         rows = found[:, :, self.rows].transpose(2, 3)
         return budget(rows, self.results[with_halo, False], self.results[with_halo, True])
+
+
+def rows_by_definition(layout: ta.TileLayout, halo: tuple[int, ...], device: torch.device) -> Tensor:
+    """As `peers.gathered_rows`, asked of the reference and not of a plan."""
+    tokens = layout.tile_positions
+    lists = []
+    for tile in range(layout.num_tiles):
+        tiles, places = (torch.tensor(x, dtype=torch.long) for x in _halo_of(layout, halo, tile))
+        lists.append(torch.cat([torch.arange(tokens) + tile * tokens, tiles * tokens + places]))
+    return torch.stack(lists).to(device)
 
 
 def _halo_of(layout: ta.TileLayout, halo: tuple[int, ...], tile: int) -> tuple[list[int], list[int]]:

@@ -81,7 +81,7 @@ run_build() {
 
 run_tests() {
   local files options=(-p no:cacheprovider -rfEs --junitxml "$OUT/.tests.xml")
-  mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu\b' tests)
+  mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu\b|import .*\bMARKS\b' tests)
   if "$PYTHON" -c 'import xdist' 2>/dev/null; then
     options+=(-n "${TILEDATTN_GPU_JOBS:-$(($(nproc) > 12 ? 6 : ($(nproc) + 1) / 2))}")
   fi

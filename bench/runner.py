@@ -9,11 +9,11 @@ import torch
 
 import tiledattn as ta
 
-from . import attention_cases, tile_cases
+from . import attention_cases, backward_cases, tile_cases
 from .timing import Clock, CpuClock, CudaClock, measure
 from .ways import DTYPES, Call, Case, Inputs, Judge, NotOfferedError, Way
 
-CASES: list[Case] = [*attention_cases.CASES, *tile_cases.CASES]
+CASES: list[Case] = [*attention_cases.CASES, *tile_cases.CASES, *backward_cases.CASES]
 
 
 def chosen(device: torch.device, only: str = "") -> list[tuple[Case, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 import tiledattn as ta
 
 Inputs = tuple[Tensor, ...]
-Call = Callable[[], Tensor]
+Call = Callable[[], Any]  # a tensor, or several
 Kind = Literal["ours", "peer", "bound", "limit"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
         return self.error <= self.allowed
 
 
-Judge = Callable[[Tensor, Way], Verdict]
+Judge = Callable[[Any, Way], Verdict]
 
 
 @dataclass(frozen=True)

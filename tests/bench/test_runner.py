@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiledattn as ta
-from bench import attention_cases, report, runner, tile_cases, ways
+from bench import attention_cases, backward_cases, peers, report, runner, tile_cases, ways
 
 CPU = torch.device("cpu")
 LAYOUT = ta.TileLayout((32, 32), 16, 0, True)
@@ -113,6 +113,32 @@ def test_tile_cases(operation, dtype):
     assert judge(right, None).passed
     right[..., -1, -1] += 1
     assert not judge(right, None).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients(dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    case = backward_cases.BackwardCase("gradients", "tiny", {}, LAYOUT, (3, 3), 2, 16, 2)
+    rows = {row["way"]: row for row in runner.run(case, dtype, CPU, 0.0)["rows"]}
+    assert "seconds" in rows["torch"]
+    assert "seconds" in rows["gather + SDPA"]
+    inputs = case.inputs(CPU, ways.DTYPES[dtype], 0)
+    judge, right = case.judge(inputs), case.ways(CPU, ways.DTYPES[dtype])[0].prepare(inputs)()
+    assert judge(right, None).passed
+    for number in range(3):
+        wrong = [x.clone() for x in right]
+        wrong[number][1] *= 1.1
+        assert not judge(wrong, None).passed
+        wrong = [x.clone() for x in right]
+        wrong[number][0, 0, 0, 0, 0] = float("nan")
+        assert not judge(wrong, None).passed
+
+
+def test_rows_by_definition_are_those_of_the_plan():
+    for halo in ((3, 0), (16, 5)):
+        found = attention_cases.rows_by_definition(LAYOUT, halo, CPU)
+        expected = peers.gathered_rows(LAYOUT, halo, CPU)
+        assert torch.equal(found.sort(1).values, expected.sort(1).values)
 
 
 def test_labels_are_unique_and_chosen_by_part():

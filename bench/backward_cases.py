@@ -1,0 +1,91 @@
+"""Gradients of cross-tile attention: the backward alone, its forward done before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import tiledattn as ta
+from tiledattn.dispatch import provides
+
+from . import attention_cases as forward
+from . import peers
+from .ways import Call, Inputs, Judge, Verdict, Way, budget, our_backends, random
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+ONE = (slice(None), slice(-1, None), slice(None), slice(-1, None))  # batch entries and heads are independent
+
+
+@dataclass(frozen=True)
+class BackwardCase(forward.AttentionCase):
+    """dq, dk and dv of all tiles."""
+
+    def amount(self, dtype: torch.dtype) -> float:
+        """Five products of queries and keys."""
+        return 2.5 * super().amount(dtype)
+
+    def inputs(self, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
+        """Queries, keys, values and the output's gradient [T, B, N, H, D]."""
+        shape = (4, self.layout.num_tiles, self.batch, self.layout.tile_positions, self.heads, self.dim)
+        return random(shape, device, dtype, seed).unbind(0)
+
+    def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
+        """Ours, autograd through gathered K/V with each kind of SDPA and through FlexAttention."""
+        rows, tokens = peers.gathered_rows(self.layout, self.halo, device), self.layout.tile_positions
+        ours = partial(ta.cross_tile_attention, layout=self.layout, halo=self.halo)
+        names = [name for name in our_backends(device) if provides(name, "cross_tile_attention_backward")]
+        by_hand = partial(peers.gather_and_attend, rows=rows)
+        kinds = forward.SDPA if device.type == "cuda" else {"": None}
+        flex = forward.MadeOnce(partial(peers.flex_attention, tokens, rows))
+        return [
+            *(Way(name, "ours", partial(_backward, partial(ours, backend=name), None)) for name in names),
+            *(
+                Way(f"gather + SDPA {name}".strip(), "peer", partial(_backward, by_hand, kind))
+                for name, kind in kinds.items()
+            ),
+            Way("FlexAttention", "peer", lambda inputs: _backward(flex.attend, None, inputs)),
+            forward.matrix_product(device, dtype),
+        ]
+
+    def judge(self, inputs: Inputs) -> Judge:
+        """One head of one batch entry against float64, all for NaN."""
+        rows = forward.rows_by_definition(self.layout, self.halo, inputs[0].device)
+        by_hand = partial(peers.gather_and_attend, rows=rows)
+        one = tuple(x[ONE].contiguous() for x in inputs)
+        exact = _backward(by_hand, None, tuple(x.double() for x in one))()
+        plain = _backward(by_hand, None, one)()
+
+        def verdict(found: Gradients, way: Way) -> Verdict:
+            if not all(bool(x.isfinite().all()) for x in found):
+                return Verdict(float("inf"), 0.0)
+            verdicts = [budget(f[ONE], p, e) for f, p, e in zip(found, plain, exact, strict=True)]
+            return max(verdicts, key=lambda v: v.error / v.allowed)
+
+        return verdict
+
+
+def _backward(attend: Callable[..., Tensor], kind: SDPBackend | None, inputs: Inputs) -> Call:
+    """The gradients' call; what runs the forward also chooses the backward's kernel."""
+    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+    with torch.enable_grad():
+        if kind is None:
+            out = attend(q, k, v)
+        else:
+            with sdpa_kernel(kind):
+                out = attend(q, k, v)
+    return lambda: torch.autograd.grad(out, (q, k, v), inputs[3], retain_graph=True)
+
+
+CASES = [
+    BackwardCase(
+        f"{case.operation}, gradients",
+        *(getattr(case, name) for name in ("name", "dtypes", "layout", "halo", "heads", "dim", "batch")),
+    )
+    for case in forward.CASES
+    if type(case) is forward.AttentionCase
+]
