@@ -7,9 +7,7 @@
 #pragma once
 
 #include "cuda/attention.h"
-#include "cuda/ptx.cuh"
-#include "tiledattn/fragments.h"
-#include "tiledattn/softmax.h"
+#include "cuda/softmax_rows.cuh"
 
 namespace tiledattn::cuda::sm80 {
 
@@ -221,13 +219,7 @@ struct Warp {
     for (int step = 0; step < S::kKeys / 16; ++step) {
       uint32_t weight[S::kBands][4];
       TILEDATTN_UNROLL_ALL
-      for (int band = 0; band < S::kBands; ++band) {
-        TILEDATTN_UNROLL_ALL
-        for (int i = 0; i < 4; ++i) {
-          const float (&from)[4] = weights[band][2 * step + i / 2];
-          weight[band][i] = ptx::pack<typename S::T>(from[2 * (i % 2)], from[2 * (i % 2) + 1]);
-        }
-      }
+      for (int band = 0; band < S::kBands; ++band) pack_weights<typename S::T>(weights[band], step, weight[band]);
       TILEDATTN_UNROLL_ALL
       for (int pair = 0; pair < S::kDim / 16; ++pair) {
         uint32_t value[4];
@@ -239,39 +231,6 @@ struct Warp {
           ptx::multiply<typename S::T>(sums[band][2 * pair + 1], weight[band], value[2], value[3]);
         }
       }
-    }
-  }
-
-  /// Scores of one row become weights; the row's state and sums move to the new shift.
-  /// Logits are scale * score + shift.
-  __device__ __forceinline__ void weigh(int band, int half, float scale, float shift,
-                                        float (&scores)[S::kBands][S::kKeys / 8][4]) {
-    float peak = -INFINITY;
-    TILEDATTN_UNROLL_ALL
-    for (int i = 0; i < S::kKeys / 8; ++i) {
-      peak = fmaxf(peak, fmaxf(scores[band][i][2 * half], scores[band][i][2 * half + 1]));
-    }
-    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
-    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
-    SoftmaxState& row = state[band][half];
-    const float top = fmaxf(row.top, fmaf(peak, scale, shift));
-    const float base = softmax_shift(top);
-    const float factor = ptx::exp2_fast(row.top - base);
-    float total = row.sum * factor;
-    TILEDATTN_UNROLL_ALL
-    for (int i = 0; i < S::kKeys / 8; ++i) {
-      TILEDATTN_UNROLL_ALL
-      for (int j = 2 * half; j < 2 * half + 2; ++j) {
-        scores[band][i][j] = ptx::exp2_fast(fmaf(scores[band][i][j], scale, shift - base));
-        total += scores[band][i][j];
-      }
-    }
-    row = {top, total};
-    if (!__any_sync(0xffffffffu, factor != 1.0f)) return;  // most blocks bring no larger logit
-    TILEDATTN_UNROLL_ALL
-    for (int i = 0; i < S::kDim / 8; ++i) {
-      sums[band][i][2 * half] *= factor;
-      sums[band][i][2 * half + 1] *= factor;
     }
   }
 
@@ -309,8 +268,10 @@ struct Warp {
     }
     TILEDATTN_UNROLL_ALL
     for (int band = 0; band < S::kBands; ++band) {
-      weigh(band, 0, scale, shift, scores);
-      weigh(band, 1, scale, shift, scores);
+      TILEDATTN_UNROLL_ALL
+      for (int half = 0; half < 2; ++half) {
+        rescale_row(sums[band], half, weigh_row(scores[band], half, scale, shift, state[band][half]));
+      }
     }
     accumulate(keys + S::kKeyBytes, scores);
   }
@@ -321,9 +282,7 @@ struct Warp {
     for (int band = 0; band < S::kBands; ++band) {
       TILEDATTN_UNROLL_ALL
       for (int half = 0; half < 2; ++half) {
-        float& sum = state[band][half].sum;
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        state[band][half].sum = whole_sum(state[band][half].sum);
       }
     }
   }
