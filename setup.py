@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
 REPORT = "_build.json"  # beside the package's modules: what was built, or why nothing was
 LIBRARY = "tiledattn._C"
+HOPPER = "90a"  # what sources that end in _sm90 are for
 OLDEST_TORCH = "0x020a000000000000"
 
 X86_FLAGS = {
@@ -166,7 +167,8 @@ class Rules:
     def _compile_all(self) -> None:
         for source in sorted(SOURCES.glob("*.cpp")):
             cuda = ["-DTILEDATTN_CUDA"] if self.nvcc else []
-            self._compile(source, source.stem, [*self._torch, *cuda])
+            hopper = ["-DTILEDATTN_SM90"] if self.nvcc and HOPPER in architecture_names() else []
+            self._compile(source, source.stem, [*self._torch, *cuda, *hopper])
         for source in sorted((SOURCES / "cpu").glob("*.cpp")):
             for name, flags in self.instruction_sets.items():
                 # no errno, no traps: what stands between the compiler and vectors; the arithmetic stays IEEE's
@@ -176,7 +178,10 @@ class Rules:
                 self._compile(source, f"{source.stem}.{name}", [*flags, *defines])
         if self.nvcc:
             for source in sorted((SOURCES / "cuda").glob("*.cu")):
-                self._compile_cuda(source)
+                if not source.stem.endswith("_sm90"):
+                    self._compile_cuda(source, cuda_architectures())
+                elif HOPPER in architecture_names():
+                    self._compile_cuda(source, ["-gencode", f"arch=compute_{HOPPER},code=sm_{HOPPER}"])
 
     def _compile(self, source: Path, name: str, flags: list[str]) -> None:
         output = self.folder / f"{name}.o"
@@ -184,11 +189,11 @@ class Rules:
         command = [*self.compiler, *self._common, *self._host, "-MF", str(depfile), *flags]
         self.steps.append(Step(output, [source], [*command, "-c", str(source), "-o", str(output)], depfile))
 
-    def _compile_cuda(self, source: Path) -> None:
+    def _compile_cuda(self, source: Path, architectures: list[str]) -> None:
         output = self.folder / f"cuda.{source.stem}.o"
         depfile = output.with_suffix(".d")
         host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-MMD", "-MF", str(depfile)]
-        flags = ["-std=c++17", "-O3", f"-I{SOURCES / 'include'}", f"-I{SOURCES}", "-lineinfo", *cuda_architectures()]
+        flags = ["-std=c++17", "-O3", f"-I{SOURCES / 'include'}", f"-I{SOURCES}", "-lineinfo", *architectures]
         command = [str(self.nvcc), "-ccbin", self.compiler[0], *flags, *host, *self._torch]
         self.steps.append(Step(output, [source], [*command, "-c", str(source), "-o", str(output)], depfile))
 
@@ -212,13 +217,20 @@ def sanitizer_flags() -> list[str]:
     return ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitized() else []
 
 
-def cuda_architectures() -> list[str]:
-    """nvcc's -gencode options of TILEDATTN_CUDA_ARCHS."""
+def architecture_names() -> list[str]:
+    """Those of TILEDATTN_CUDA_ARCHS."""
     names = [name for name in re.split(r"[;,\s]+", os.environ.get("TILEDATTN_CUDA_ARCHS", "80;90a")) if name]
-    flags = []
     for name in names:
         if not re.fullmatch(r"\d{2,3}[af]?", name):
             raise SystemExit(f"TILEDATTN_CUDA_ARCHS: got {name!r}; expected architectures such as '80;90a'")
+    return names
+
+
+def cuda_architectures() -> list[str]:
+    """nvcc's -gencode options of TILEDATTN_CUDA_ARCHS."""
+    names = architecture_names()
+    flags = []
+    for name in names:
         flags += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
     plain = sorted(int(name) for name in names if name.isdigit())
     if plain:  # for GPUs that came after this build

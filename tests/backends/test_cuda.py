@@ -1,14 +1,10 @@
 """The cuda backend: why it can't run, what the compiler made of its tile kernels, and what tests/gpu leaves out."""
 
-import os
-import pathlib
 import re
-import shutil
-import subprocess
-from importlib.util import find_spec
 
 import pytest
 import torch
+from compiled import read_object, usage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_within_budget, layouts, poison
@@ -17,7 +13,6 @@ import tiledattn as ta
 from tiledattn.backends import cuda, cuda_tiles, native_library, reference
 from tiledattn.backends.tables import window_tables
 
-ROOT = pathlib.Path(__file__).parents[2]
 OPS = torch.ops.tiledattn
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 LAYOUT = ta.TileLayout((6, 64), (4, 32), (2, 16), (False, True))
@@ -69,8 +64,14 @@ def test_takes_every_dtype_on_a_good_device(h200):
     assert cuda.probe() is None
     for op in cuda.OPS:
         for dtype in cuda.DTYPES:
-            assert cuda.rejects(op, GPU, dtype, 0) is None
-            assert cuda.rejects(op, torch.device("cuda"), dtype, 0) is None
+            if op != "cross_tile_attention" or dtype in (torch.float16, torch.bfloat16):
+                assert cuda.rejects(op, GPU, dtype, 64) is None
+                assert cuda.rejects(op, torch.device("cuda"), dtype, 64) is None
+
+
+def test_attention_is_for_half_precisions_and_common_head_dims(h200):
+    assert "only float16 and bfloat16" in cuda.rejects("cross_tile_attention", GPU, torch.float32, 64)
+    assert "head dim 257 is above 256" in cuda.rejects("cross_tile_attention", GPU, torch.float16, 257)
 
 
 @pytest.mark.parametrize(
@@ -131,58 +132,25 @@ def test_tables_are_made_once():
 # what the compiler made of the kernels
 
 
-def built_with_cuda():
-    report = native_library.build_report()
-    return native_library.load() is None and report.get("cuda") is not None
-
-
-def cuobjdump():
-    found = shutil.which("cuobjdump")
-    spec = find_spec("triton")
-    if found is None and spec is not None and spec.origin:
-        beside = pathlib.Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
-        found = str(beside) if beside.is_file() else None
-    return found
-
-
-@pytest.fixture(scope="module")
-def objects():
-    """Reads the object that holds the tile kernels with cuobjdump's options."""
-    if not built_with_cuda():
-        pytest.skip("the native library was built without CUDA")
-    tool = cuobjdump()
-    (path, *_) = [*ROOT.glob("build/native-*/cuda.tiles.o"), None]
-    if tool is None or path is None:
-        pytest.skip("no cuobjdump, or the library was not built in this folder")
-
-    def read(*options):
-        environment = {**os.environ, "PATH": f"{pathlib.Path(tool).parent}:{os.environ['PATH']}"}
-        done = subprocess.run([tool, *options, path], capture_output=True, text=True, check=True, env=environment)
-        return done.stdout
-
-    return read
-
-
 def plain_architectures():
     return [name for name in native_library.build_report()["cuda_architectures"] if name.startswith("sm_")]
 
 
-def test_kernels_do_not_spill(objects):
+def test_kernels_do_not_spill():
     """No stack, and registers that leave room for 3 blocks of 256 threads or more."""
-    text = objects("--dump-resource-usage")
-    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    rows = usage("tiles")
     kernels = {"copy_tiles_kernel": 4, "blend_tiles_kernel": 13}
     for name, count in kernels.items():
-        found = [row for row in usage if name in row[0]]
+        found = [row for row in rows if name in row.function]
         assert len(found) == count * len(plain_architectures())
-        for function, registers, *memory in found:
-            assert memory == ["0", "0", "0"], function
-            assert int(registers) <= (48 if name == "copy_tiles_kernel" else 72), (function, registers)
+        for row in found:
+            assert (row.stack, row.local) == (0, 0), row
+            assert row.registers <= (48 if name == "copy_tiles_kernel" else 72), row
 
 
-def test_kernels_move_16_bytes_at_once(objects):
+def test_kernels_move_16_bytes_at_once():
     """Each kernel's widest loads of data and its stores are as wide as its name says."""
-    functions = re.split(r"\n\s*Function : ", objects("-sass"))[1:]
+    functions = re.split(r"\n\s*Function : ", read_object("tiles", "-sass"))[1:]
     width = {2: "U16", 4: None, 8: "64", 16: "128"}
     seen = 0
     for text in functions:

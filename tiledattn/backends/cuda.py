@@ -7,6 +7,8 @@ from functools import cache
 import torch
 
 from . import native_library
+from .cuda_attention import MAX_HEAD_DIM
+from .cuda_attention import cross_tile_attention as cross_tile_attention
 from .cuda_tiles import blend_tiles as blend_tiles
 from .cuda_tiles import extract_tiles as extract_tiles
 from .cuda_tiles import pad_tiles as pad_tiles
@@ -14,9 +16,10 @@ from .cuda_tiles import pad_tiles as pad_tiles
 NAME = "cuda"
 MIN_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ATTENTION_DTYPES = (torch.float16, torch.bfloat16)
 RUNS_ON = "NVIDIA GPUs of compute capability 8.0 and newer, where the native library was built with CUDA"
 PROVEN_ON: tuple[str, ...] = ()
-OPS = ("extract_tiles", "blend_tiles", "pad_tiles")
+OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
 
 
 @cache
@@ -63,5 +66,10 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
         return f"{op}: tensors on {device}; the cuda backend needs a CUDA device"
     if dtype not in DTYPES:
         return f"{op}: {dtype} is not supported, only float16, bfloat16, float32 and float64"
+    if op == "cross_tile_attention":
+        if dtype not in ATTENTION_DTYPES:
+            return f"{op}: {dtype} is not supported, only float16 and bfloat16"
+        if head_dim > MAX_HEAD_DIM:
+            return f"{op}: head dim {head_dim} is above {MAX_HEAD_DIM}"
     reason = _device_reason(torch.cuda.current_device() if device.index is None else device.index)
     return None if reason is None else f"{op}: {reason}"

@@ -1,0 +1,69 @@
+"""What the CUDA compiler made of the kernels, read from the objects of the last build."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tiledattn.backends import native_library
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def built_with_cuda() -> bool:
+    return native_library.load() is None and native_library.build_report().get("cuda") is not None
+
+
+def cuobjdump() -> str | None:
+    """NVIDIA's own, or the one that Triton's package carries."""
+    found = shutil.which("cuobjdump")
+    spec = find_spec("triton")
+    if found is None and spec is not None and spec.origin:
+        beside = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
+        found = str(beside) if beside.is_file() else None
+    return found
+
+
+def read_object(name: str, *options: str) -> str:
+    """What cuobjdump says of the object of csrc/cuda/`name`.cu; skips the test where there is none."""
+    if not built_with_cuda():
+        pytest.skip("the native library was built without CUDA")
+    tool = cuobjdump()
+    path = next(iter(ROOT.glob(f"build/native-*/cuda.{name}.o")), None)
+    if tool is None or path is None:
+        pytest.skip("no cuobjdump, or the library was not built in this folder")
+    environment = {**os.environ, "PATH": f"{Path(tool).parent}:{os.environ['PATH']}"}
+    done = subprocess.run([tool, *options, path], capture_output=True, text=True, check=True, env=environment)
+    return done.stdout
+
+
+class Usage(NamedTuple):
+    """A kernel's registers, and bytes of stack (what was spilled lies there) and of local memory."""
+
+    function: str
+    registers: int
+    stack: int
+    local: int
+
+
+def usage(name: str) -> list[Usage]:
+    """Of every kernel and architecture."""
+    text = read_object(name, "--dump-resource-usage")
+    rows = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    return [Usage(function, *map(int, numbers)) for function, *numbers in rows]
+
+
+def machine_code(name: str) -> dict[str, str]:
+    """The instructions of every kernel; where it was compiled for several architectures, of all of them."""
+    found: dict[str, str] = {}
+    for text in re.split(r"\n\s*Function : ", read_object(name, "-sass"))[1:]:
+        function = text.split(maxsplit=1)[0]
+        found[function] = found.get(function, "") + text
+    return found
