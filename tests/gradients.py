@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from support import assert_within_budget, plain_attention, plain_lse
+from hypothesis import strategies as st
+from support import assert_within_budget, layouts, plain_attention, plain_lse
 from torch import Tensor
 
 import tiledattn as ta
@@ -13,6 +14,11 @@ from tiledattn.backends import reference
 from tiledattn.geometry import attention_plan, normalize_halo
 
 Grads = tuple[Tensor, ...]
+
+
+def layouts_with_slopes(axes: tuple[int, int] = (1, 3), most_positions: int = 10) -> st.SearchStrategy[ta.TileLayout]:
+    """Layouts whose queries see several keys: a softmax over one has no slope, and its gradient is rounding only."""
+    return layouts(axes, most_positions).filter(lambda layout: layout.tile_positions > 1)
 
 
 def random_gradients(q: Tensor, lse: bool, seed: int = 7) -> tuple[Tensor, Tensor | None]:

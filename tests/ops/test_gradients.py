@@ -1,10 +1,20 @@
-"""How gradients find their backend, and what the forward keeps for them."""
+"""Gradients of attention: within the budget, how they find their backend, and what the forward keeps for them."""
 
 import types
 
 import pytest
 import torch
-from support import attention_inputs
+from gradients import (
+    assert_gradients_within_budget,
+    exact_gradients,
+    layouts_with_slopes,
+    plain_gradients,
+    random_gradients,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops.rotary_by_hand import by_hand
+from support import BACKENDS, attention_inputs, halos
 
 import tiledattn as ta
 from tiledattn import dispatch, selfcheck
@@ -12,6 +22,85 @@ from tiledattn.backends import pytorch
 
 LAYOUT = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
 OP = "cross_tile_attention_backward"
+
+
+few = settings(max_examples=20, deadline=None)
+
+
+def found_gradients(tensors, grads, layout, halo, **arguments):
+    """dq, dk, dv through the public function, twice: the same bits."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    runs = []
+    for _ in range(2):
+        found = ta.cross_tile_attention(*leaves, layout, halo, return_lse=grads[1] is not None, **arguments)
+        outputs = found if isinstance(found, tuple) else (found,)
+        given_grads = [g.to(x.dtype) for x, g in zip(outputs, grads, strict=False)]
+        runs.append(torch.autograd.grad(outputs, leaves, given_grads))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert all(a.dtype == b.dtype for a, b in zip(runs[0], tensors, strict=True))
+    return runs[0]
+
+
+@few
+@given(
+    st.data(),
+    layouts_with_slopes(),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.sampled_from(["contiguous", "strided", "fused", "narrowed"]),
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_stay_within_the_budget(backend, data, layout, dtype, form):
+    prefix, batch = data.draw(st.sampled_from([0, 1, 3])), data.draw(st.integers(1, 2))
+    halo = data.draw(halos(layout))
+    tensors = attention_inputs(
+        layout,
+        batch=batch,
+        prefix=prefix,
+        heads=4,
+        kv_heads=data.draw(st.sampled_from([1, 2, 4])),
+        dim=data.draw(st.sampled_from([1, 5, 8])),
+        dtype=dtype,
+        seed=data.draw(st.integers(0, 99)),
+        form=form,
+    )
+    mask = None
+    if prefix and data.draw(st.booleans()):
+        mask = torch.rand(layout.num_tiles, batch, prefix, generator=torch.Generator().manual_seed(2)) < 0.5
+    arguments = {
+        "num_prefix_tokens": prefix,
+        "prefix_mask": mask,
+        "halo_weight": data.draw(st.sampled_from([1.0, 0.4, 0.0])),
+        "scale": data.draw(st.sampled_from([None, 0.7, -0.3])),
+    }
+    grads = random_gradients(tensors[0], data.draw(st.booleans()))
+    plain, exact = (make(tensors, grads, layout, halo, **arguments) for make in (plain_gradients, exact_gradients))
+    found = found_gradients(tensors, grads, layout, halo, backend=backend, **arguments)
+    assert_gradients_within_budget(found, plain, exact)
+
+
+@few
+@given(st.data(), layouts_with_slopes(most_positions=8), st.sampled_from([torch.float32, torch.bfloat16]))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rotary_gradients_stay_within_the_budget(backend, data, layout, dtype):
+    halo, prefix = data.draw(halos(layout)), data.draw(st.integers(0, 2))
+    rates = torch.rand(len(layout.size), 3, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9))))
+    turn = ta.Rotary(rates, data.draw(st.booleans()))
+    tensors = attention_inputs(layout, prefix=prefix, heads=2, kv_heads=1, dim=8, dtype=dtype)
+    grads = random_gradients(tensors[0], True)
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out, lse = by_hand(*leaves, layout, halo, turn, prefix)
+    plain = torch.autograd.grad((out, lse), leaves, (grads[0], grads[1].to(lse.dtype)))
+    exact = exact_gradients(tensors, grads, layout, halo, num_prefix_tokens=prefix, rotary=turn)
+    found = found_gradients(tensors, grads, layout, halo, num_prefix_tokens=prefix, rotary=turn, backend=backend)
+    assert_gradients_within_budget(found, plain, exact)
+
+
+def test_gradients_of_another_halo_are_noticed():
+    tensors = attention_inputs(LAYOUT, heads=2, kv_heads=1)
+    grads = random_gradients(tensors[0], True)
+    plain, exact = (make(tensors, grads, LAYOUT, 2) for make in (plain_gradients, exact_gradients))
+    with pytest.raises(AssertionError, match="over the budget"):
+        assert_gradients_within_budget(found_gradients(tensors, grads, LAYOUT, 1), plain, exact)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ from .. import dispatch
 from ..backends import pytorch
 from ..backends.tables import custom_window_tables, window_tables
 from ..geometry import AttentionPlan, TileLayout, attention_plan
-
-_LIB = torch.library.Library("tiledattn", "DEF")  # type: ignore[no-untyped-call]
+from .registering import LIB, define, like, without_autocast
 
 Grads = tuple[Tensor | None, ...]
 
@@ -287,38 +286,6 @@ def _linear_backward(name: str, forward: bool) -> Callable[[Any, Tensor], tuple[
     return backward
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator computes in its inputs' precision; torch.autocast decided that one level up."""
-
-    @wraps(function)
-    def wrapper(first: Tensor, *args: Any) -> Any:
-        kind = first.device.type
-        if not torch.is_autocast_enabled(kind):
-            return function(first, *args)
-        with torch.autocast(kind, enabled=False):
-            return function(first, *args)
-
-    return wrapper
-
-
-def _define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> str:
-    name = schema.partition("(")[0]
-    _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    _LIB.impl(name, _without_autocast(function), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"tiledattn::{name}", fake, lib=_LIB)
-    return f"tiledattn::{name}"
-
-
-def _like(*places: int) -> Callable[..., Any]:
-    """A fake whose outputs are shaped like the arguments at `places`."""
-
-    def fake(*args: Any) -> Any:
-        found = tuple(torch.empty_like(args[i], memory_format=torch.contiguous_format) for i in places)
-        return found if len(found) > 1 else found[0]
-
-    return fake
-
-
 def _norm_vjp_fake(grad: Tensor, tiles: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     channels = tiles.new_empty(tiles.shape[2])
     return _norm_fake(tiles), channels, torch.empty_like(channels)
@@ -332,26 +299,26 @@ _NORM_ARGS = "Tensor tiles, Tensor? weight, Tensor? bias, int[] layout, int num_
 
 
 def _register() -> None:
-    attention = _define(
+    attention = define(
         f"cross_tile_attention({_ATTENTION_ARGS}, str backend) -> (Tensor, Tensor)",
         _attention,
         _attention_fake,
     )
-    _define(
+    define(
         "cross_tile_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, "
         f"{_ATTENTION_ARGS}, str backend) -> (Tensor, Tensor, Tensor)",
         _attention_gradients,
-        _like(4, 5, 6),
+        like(4, 5, 6),
     )
-    torch.library.register_autograd(attention, _attention_backward, setup_context=_attention_setup, lib=_LIB)
+    torch.library.register_autograd(attention, _attention_backward, setup_context=_attention_setup, lib=LIB)
 
-    norm = _define(f"group_norm_tiles({_NORM_ARGS}, str backend) -> Tensor", _norm, _norm_fake)
-    _define(
+    norm = define(f"group_norm_tiles({_NORM_ARGS}, str backend) -> Tensor", _norm, _norm_fake)
+    define(
         f"group_norm_tiles_backward(Tensor grad, {_NORM_ARGS}) -> (Tensor, Tensor, Tensor)",
         _norm_vjp,
         _norm_vjp_fake,
     )
-    torch.library.register_autograd(norm, _norm_backward, setup_context=_norm_setup, lib=_LIB)
+    torch.library.register_autograd(norm, _norm_backward, setup_context=_norm_setup, lib=LIB)
 
     linear = (
         ("extract_tiles", "Tensor canvas", "int[] layout", _extract, _extract_fake, _extract_vjp),
@@ -366,11 +333,11 @@ def _register() -> None:
         ("pad_tiles", "Tensor tiles", "int[] layout, int[] pad", _pad, _pad_fake, _pad_vjp),
     )
     for name, data, args, function, fake, vjp in linear:
-        op = _define(f"{name}({data}, {args}, str backend) -> Tensor", function, fake)
-        transpose = _define(f"{name}_backward(Tensor grad, {args}) -> Tensor", vjp, _linear_fake(name))
+        op = define(f"{name}({data}, {args}, str backend) -> Tensor", function, fake)
+        transpose = define(f"{name}_backward(Tensor grad, {args}) -> Tensor", vjp, _linear_fake(name))
         register = torch.library.register_autograd
-        register(op, _linear_backward(name, True), setup_context=_linear_setup, lib=_LIB)
-        register(transpose, _linear_backward(name, False), setup_context=_linear_setup, lib=_LIB)
+        register(op, _linear_backward(name, True), setup_context=_linear_setup, lib=LIB)
+        register(transpose, _linear_backward(name, False), setup_context=_linear_setup, lib=LIB)
 
 
 def _linear_fake(name: str) -> Callable[..., Tensor]:
@@ -403,7 +370,7 @@ def _nobody_listens(*tensors: Tensor) -> bool:
     )
 
 
-_attention_directly = _without_autocast(_attention)
+_attention_directly = without_autocast(_attention)
 
 
 def cross_tile_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,7 @@ def attention_backward(
 ):
     """`part` is rows (dq), keys (dk and dv) or delta; `sums` is the dtype of the results where it differs."""
     from tiledattn.backends.triton import attention_backward_kernel as module
+    from tiledattn.backends.triton import attention_backward_keys_kernel as keys
 
     kind, size = TYPES[dtype], 4 if dtype == "float32" else 2
     precision = "half" if size == 2 else "tf32" if tf32 else "ieee"
@@ -87,7 +88,7 @@ def attention_backward(
     types |= {"mask_ptr": "*u8", "class_ptr": "*i32", "starts_ptr": "*i64", "index_ptr": "*i32"}
     types |= {"items_ptr": "*i64", "places_ptr": "*i32", "borrowers_ptr": "*i32", "scale": "fp32", "shift": "fp32"}
     types["factor"] = "fp32"
-    types |= dict.fromkeys({*module.ROW_INTEGERS, *module.KEY_INTEGERS}, "i32") | {"magic": "i64"}
+    types |= dict.fromkeys({*module.INTEGERS, *keys.INTEGERS}, "i32") | {"magic": "i64"}
     constants = {"D": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
     if part == "delta":
         constants["BLOCK"] = 32
@@ -101,7 +102,7 @@ def attention_backward(
     if not halo:
         absent += ["borrowers_ptr"] if part == "keys" else ["class_ptr", "starts_ptr", "index_ptr"]
     constants |= dict.fromkeys(absent)
-    kernel = (module.cross_tile_attention_bwd_q_kernel, module.cross_tile_attention_bwd_kv_kernel)[place]
+    kernel = (module.cross_tile_attention_bwd_q_kernel, keys.cross_tile_attention_bwd_kv_kernel)[place]
     return compile_kernel(kernel, arch, types, constants, {"num_warps": warps, "num_stages": stages})
 
 

@@ -83,7 +83,8 @@ def test_rejects(monkeypatch):
     assert "not offered" in backend.rejects("group_norm_tiles", CPU, torch.float32, 0)
     assert "float64" in backend.rejects("blend_tiles", CPU, torch.float64, 0)
     assert "head dim 264" in backend.rejects("cross_tile_attention", CPU, torch.float32, 264)
-    assert "bfloat16" in backend.rejects("cross_tile_attention", CPU, torch.bfloat16, 64)
+    for op in ("cross_tile_attention", "cross_tile_attention_backward"):
+        assert "bfloat16" in backend.rejects(op, CPU, torch.bfloat16, 64)
     assert "TRITON_INTERPRET" in backend.rejects("pad_tiles", CUDA, torch.float32, 0)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert "tensors on cpu" in backend.rejects("pad_tiles", CPU, torch.float32, 0)

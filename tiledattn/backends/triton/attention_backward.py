@@ -15,11 +15,8 @@ from torch import Tensor
 from ...geometry import AttentionPlan, reversed_plan
 from ..tables import attention_tables, reverse_tables, shared
 from .attention import LOG2E, divider
-from .attention_backward_kernel import (
-    attention_delta_kernel,
-    cross_tile_attention_bwd_kv_kernel,
-    cross_tile_attention_bwd_q_kernel,
-)
+from .attention_backward_kernel import attention_delta_kernel, cross_tile_attention_bwd_q_kernel
+from .attention_backward_keys_kernel import cross_tile_attention_bwd_kv_kernel
 from .config import AttentionConfig, arithmetic, backward_configs, device_family
 from .launch import needs_wide_offsets, on_device, shared_unit
 
