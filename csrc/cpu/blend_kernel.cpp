@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "cpu/counter.h"
 #include "cpu/row_writer.h"
 #include "cpu/tiles_kernel.h"
@@ -8,57 +10,128 @@ namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
 constexpr int64_t kGather = 256;  // elements collected at a time where they are not adjacent
-constexpr int64_t kAhead = 2;     // rows that are fetched before they are needed: each lies on a page of its own
+constexpr int64_t kAhead = 4;     // rows that are fetched before they are needed: each may lie on a page of its own
+constexpr int kTerms = 16;        // tiles that are added up in registers
+
+/// One of the tiles that cover a rectangle: its elements and weights there.
+template <typename T>
+struct Term {
+  const T* from;
+  const Accumulator<T>*weights_x, *weights_y;
+  Accumulator<T> weight_z;
+};
+
+/// Where the sums of a rectangle go.
+template <typename S>
+struct Sums {
+  S* to;
+  int64_t row, rows, length;  // `row` elements from one row to the next
+  bool started;               // else they begin at zero
+};
 
 inline Vec load_numbers(const float* from, int64_t count) { return load_floats(from, count); }
 inline Vec load_numbers(const Half* from, int64_t count) { return from_float16(load_words(from, count)); }
 inline Vec load_numbers(const Brain* from, int64_t count) { return from_bfloat16(load_words(from, count)); }
 
-/// sums[i] += scale * weights[i] * x[i] for one vector
-template <typename T>
-inline void add_vector(const T* x, Vec scale, const float* weights, float* sums) {
-  store(sums, fma(scale * load(weights), load_numbers(x, Vec::width), load(sums)));
-}
+/// Weights of rows, by term: the products of those of z and y.
+using Scales = float[kTerms][kBlendRows];
 
-template <typename T>
-inline void add(const T* x, float scale, const float* weights, float* sums, int64_t count) {
+/// kRows rows of kVectors vectors, in registers until all terms are added. `x` and `row` count from the rectangle's
+/// own.
+template <int kRows, int kVectors, bool kStream, typename T>
+inline void sum_vectors(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row,
+                        int64_t x, const Sums<float>& sums) {
   constexpr int64_t width = Vec::width;
-  const Vec factor = Vec::all(scale);
-  int64_t i = 0;
-  for (; i + 4 * width <= count; i += 4 * width) {
-    add_vector(x + i, factor, weights + i, sums + i);
-    add_vector(x + i + width, factor, weights + i + width, sums + i + width);
-    add_vector(x + i + 2 * width, factor, weights + i + 2 * width, sums + i + 2 * width);
-    add_vector(x + i + 3 * width, factor, weights + i + 3 * width, sums + i + 3 * width);
+  float* to = sums.to + row * sums.row + x;
+  Vec found[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) found[r][i] = sums.started ? load(to + r * sums.row + i * width) : Vec::zero();
   }
-  for (; i + width <= count; i += width) add_vector(x + i, factor, weights + i, sums + i);
-  if (const int64_t rest = count - i; rest > 0) {
-    const Vec weight = factor * load_floats(weights + i, rest);
-    store_floats(sums + i, fma(weight, load_numbers(x + i, rest), load_floats(sums + i, rest)), rest);
+  for (int k = 0; k < count; ++k) {
+    const T* from = terms[k].from + row * row_stride + x;
+    for (int i = 0; i < kVectors; ++i) {
+      const Vec weights = load(terms[k].weights_x + x + i * width);
+      for (int r = 0; r < kRows; ++r) {
+        const T* at = from + r * row_stride + i * width;
+        if (kStream) __builtin_prefetch(at + kAhead * row_stride);
+        found[r][i] = fma(Vec::all(scales[k][row + r]) * weights, load_numbers(at, width), found[r][i]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) store(to + r * sums.row + i * width, found[r][i]);
   }
 }
 
-inline void add(const double* x, double scale, const double* weights, double* sums, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sums[i] = multiply_add(scale * weights[i], x[i], sums[i]);
-}
-
+/// The same for fewer elements of one row than a vector has.
 template <typename T>
-void add_apart(const T* x, int64_t stride, Accumulator<T> scale, const Accumulator<T>* weights, Accumulator<T>* sums,
-               int64_t count) {
-  T gathered[kGather];
-  for (int64_t done = 0; done < count; done += kGather) {
-    const int64_t part = count - done < kGather ? count - done : kGather;
-    for (int64_t i = 0; i < part; ++i) gathered[i] = x[(done + i) * stride];
-    add(gathered, scale, weights + done, sums + done, part);
+inline void sum_rest(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row, int64_t x,
+                     const Sums<float>& sums) {
+  const int64_t rest = sums.length - x;
+  float* to = sums.to + row * sums.row + x;
+  Vec found = sums.started ? load_floats(to, rest) : Vec::zero();
+  for (int k = 0; k < count; ++k) {
+    const Vec weights = Vec::all(scales[k][row]) * load_floats(terms[k].weights_x + x, rest);
+    found = fma(weights, load_numbers(terms[k].from + row * row_stride + x, rest), found);
+  }
+  store_floats(to, found, rest);
+}
+
+template <int kRows, bool kStream, typename T>
+inline void sum_rows(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row,
+                     const Sums<float>& sums) {
+  constexpr int64_t width = Vec::width;
+  int64_t x = 0;
+  for (; x + 2 * width <= sums.length; x += 2 * width) {
+    sum_vectors<kRows, 2, kStream>(terms, count, scales, row_stride, row, x, sums);
+  }
+  for (; x + width <= sums.length; x += width) {
+    sum_vectors<kRows, 1, kStream>(terms, count, scales, row_stride, row, x, sums);
+  }
+  for (int r = 0; r < kRows && x < sums.length; ++r) sum_rest(terms, count, scales, row_stride, row + r, x, sums);
+}
+
+/// A rectangle of adjacent elements.
+template <bool kStream, typename T>
+void sum_rectangle(const Term<T>* terms, int count, int64_t row_stride, const Sums<float>& sums) {
+  Scales scales;
+  for (int k = 0; k < count; ++k) {
+    for (int64_t row = 0; row < sums.rows; ++row) scales[k][row] = terms[k].weight_z * terms[k].weights_y[row];
+  }
+  int64_t row = 0;
+  for (; row + 4 <= sums.rows; row += 4) sum_rows<4, kStream>(terms, count, scales, row_stride, row, sums);
+  for (; row < sums.rows; ++row) sum_rows<1, kStream>(terms, count, scales, row_stride, row, sums);
+}
+
+template <bool kStream>
+void sum_rectangle(const Term<double>* terms, int count, int64_t row_stride, const Sums<double>& sums) {
+  for (int64_t row = 0; row < sums.rows; ++row) {
+    double* to = sums.to + row * sums.row;
+    for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
+    for (int k = 0; k < count; ++k) {
+      const double scale = terms[k].weight_z * terms[k].weights_y[row];
+      const double *from = terms[k].from + row * row_stride, *weights = terms[k].weights_x;
+      for (int64_t x = 0; x < sums.length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+    }
   }
 }
 
-/// Zeros, up to the next multiple of a vector: `sums` has room. A library's memset takes as long as a tile's row.
-inline void clear(float* sums, int64_t count) {
-  for (int64_t i = 0; i < count; i += Vec::width) store(sums + i, Vec::zero());
-}
-inline void clear(double* sums, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) sums[i] = 0.0;
+/// A rectangle of elements that are not adjacent on x: collected, row by row.
+template <typename T>
+void sum_apart(const Term<T>* terms, int count, int64_t row_stride, int64_t stride, const Sums<Accumulator<T>>& sums) {
+  T gathered[kTerms][kGather];
+  Term<T> found[kTerms];
+  for (int64_t row = 0; row < sums.rows; ++row) {
+    for (int64_t done = 0; done < sums.length; done += kGather) {
+      const int64_t part = sums.length - done < kGather ? sums.length - done : kGather;
+      for (int k = 0; k < count; ++k) {
+        const T* from = terms[k].from + row * row_stride + done * stride;
+        for (int64_t i = 0; i < part; ++i) gathered[k][i] = from[i * stride];
+        found[k] = {gathered[k], terms[k].weights_x + done, terms[k].weights_y + row, terms[k].weight_z};
+      }
+      sum_rectangle<false>(found, count, 0, {sums.to + row * sums.row + done, sums.row, 1, part, sums.started});
+    }
+  }
 }
 
 /// Sums rounded to elements: where they are if there is nothing to round, else in `buffer`.
@@ -81,67 +154,82 @@ inline const Brain* rounded(const float* sums, Brain* buffer, int64_t count) {
 template <typename T, bool kStream>
 class Blend {
  public:
-  explicit Blend(const BlendRows& call) : call_(call), weights_(static_cast<const S*>(call.weights)) {}
+  explicit Blend(const BlendRows& call) : call_(call), out_(call.out) {}
 
   void run(int64_t first, int64_t last) {
-    const int64_t rows = call_.size[1];
-    Counter<3> place{{call_.batch, call_.channels, call_.size[0]}, {}};
-    place.seek(first / rows);
-    RowWriter<kStream> out(call_.out + first * call_.size[2] * static_cast<int64_t>(sizeof(T)));
-    for (int64_t row = first; row < last; place.next()) {
-      const auto [b, c, z] = place.at;
-      const T* plane = reinterpret_cast<const T*>(call_.source) + b * call_.batch_stride + c * call_.channel_stride;
-      const int64_t y = row % rows, y_end = rows < y + last - row ? rows : y + last - row;
-      for (int64_t at = y; at < y_end; ++at) blend_row(plane, z, at, out);
-      row += y_end - y;
+    Counter<5> place{{call_.batch, call_.channels, call_.size[0], call_.bands, call_.blocks}, {}};
+    place.seek(first);
+    for (int64_t item = first; item < last; ++item, place.next()) {
+      const auto [b, c, z, band, block] = place.at;
+      const T* channel = reinterpret_cast<const T*>(call_.source) + b * call_.batch_stride + c * call_.channel_stride;
+      const CoveredRun& rows = call_.runs[1][band];
+      const int64_t begin = block * kBlendBlock;
+      const int64_t length = call_.size[2] - begin < kBlendBlock ? call_.size[2] - begin : kBlendBlock;
+      const int64_t at_z = ((b * call_.channels + c) * call_.size[0] + z) * call_.size[1];
+      T* out = reinterpret_cast<T*>(call_.out) + (at_z + rows.begin) * call_.size[2] + begin;
+      if constexpr (std::is_same_v<T, S> && !kStream) {
+        sum_band(channel, call_.runs[0][z], rows, block, out, call_.size[2]);
+      } else {
+        sum_band(channel, call_.runs[0][z], rows, block, sums_, length);
+        write(out, rows.length, length);
+      }
     }
-    out.finish();
+    out_.finish();
   }
 
  private:
   using S = Accumulator<T>;
 
-  void blend_row(const T* plane, int64_t z, int64_t y, RowWriter<kStream>& out) {
-    for (int64_t begin = 0; begin < call_.size[2]; begin += kBlendBlock) {
-      const int64_t count = call_.size[2] - begin < kBlendBlock ? call_.size[2] - begin : kBlendBlock;
-      sum_block(plane, z, y, begin / kBlendBlock, count);
-      out.append(reinterpret_cast<const char*>(rounded(sums_, buffer_, count)), count * sizeof(T));
+  /// The rows of a band in a block of x: `row` sums from one to the next.
+  void sum_band(const T* channel, const CoveredRun& z, const CoveredRun& y, int64_t block, S* sums, int64_t row) {
+    const CoveredRun *x = call_.runs[2] + call_.block_start[block], *end = call_.runs[2] + call_.block_start[block + 1];
+    for (const int64_t begin = x->begin; x < end; ++x) {
+      sum(channel, z, y, *x, {sums + x->begin - begin, row, y.length, x->length, false});
     }
   }
 
-  /// A block of a row: the tiles that cover it, in their order.
-  void sum_block(const T* plane, int64_t z, int64_t y, int64_t block, int64_t count) {
-    const RowTile *first = call_.tiles + call_.tile_start[block], *last = call_.tiles + call_.tile_start[block + 1];
-    const Cover *z_end = call_.covers[0] + call_.cover_start[0][z + 1],
-                *y_begin = call_.covers[1] + call_.cover_start[1][y],
-                *y_end = call_.covers[1] + call_.cover_start[1][y + 1];
-    clear(sums_, count);
-    for (const Cover* at_z = call_.covers[0] + call_.cover_start[0][z]; at_z < z_end; ++at_z) {
-      for (const Cover* at_y = y_begin; at_y < y_end; ++at_y) {
-        add_tiles(plane + at_z->offset + at_y->offset, static_cast<S>(at_z->weight) * static_cast<S>(at_y->weight),
-                  first, last);
+  /// A rectangle: the tiles that cover it, in their order.
+  void sum(const T* channel, const CoveredRun& z, const CoveredRun& y, const CoveredRun& x, Sums<S> sums) {
+    Term<T> terms[kTerms];
+    int count = 0;
+    for (int64_t i = z.first_cover; i < z.last_cover; ++i) {
+      const Cover& at_z = call_.covers[0][i];
+      for (int64_t j = y.first_cover; j < y.last_cover; ++j) {
+        const Cover& at_y = call_.covers[1][j];
+        for (int64_t k = x.first_cover; k < x.last_cover; ++k) {
+          const Cover& at_x = call_.covers[2][k];
+          if (count == kTerms) {
+            add(terms, count, sums);
+            sums.started = true, count = 0;
+          }
+          terms[count++] = {channel + at_z.source + at_y.source + at_x.source, weights(2) + at_x.weight,
+                            weights(1) + at_y.weight, weights(0)[at_z.weight]};
+        }
       }
+    }
+    add(terms, count, sums);
+  }
+
+  void add(const Term<T>* terms, int count, const Sums<S>& sums) {
+    if (call_.stride == 1) {
+      sum_rectangle<kStream>(terms, count, call_.row_stride, sums);
+    } else {
+      sum_apart(terms, count, call_.row_stride, call_.stride, sums);
     }
   }
 
-  /// Adds one row of the tiles at a position of z and y to the sums of a block of x.
-  void add_tiles(const T* row, S scale, const RowTile* tile, const RowTile* end) {
-    const int64_t stride = call_.stride, ahead = kAhead * call_.row_stride;
-    for (; tile < end; ++tile) {
-      const T* from = row + tile->source;
-      const S* weights = weights_ + tile->weight;
-      if (stride == 1) {
-        if (kStream) prefetch(reinterpret_cast<const char*>(from + ahead), tile->length * sizeof(T));
-        add(from, scale, weights, sums_ + tile->target, tile->length);
-      } else {
-        add_apart(from, stride, scale, weights, sums_ + tile->target, tile->length);
-      }
+  void write(T* out, int64_t rows, int64_t length) {
+    for (int64_t row = 0; row < rows; ++row) {
+      out_.seek(reinterpret_cast<char*>(out + row * call_.size[2]));
+      out_.append(reinterpret_cast<const char*>(rounded(sums_ + row * length, buffer_, length)), length * sizeof(T));
     }
   }
+
+  const S* weights(int axis) const { return static_cast<const S*>(call_.weights[axis]); }
 
   const BlendRows call_;
-  const S* const weights_;
-  alignas(64) S sums_[kBlendBlock];
+  RowWriter<kStream> out_;
+  alignas(64) S sums_[kBlendElements];
   alignas(64) T buffer_[kBlendBlock];
 };
 

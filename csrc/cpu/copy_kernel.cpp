@@ -6,7 +6,7 @@ namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
 constexpr int64_t kGather = 256;  // elements collected at a time where they are not adjacent
-constexpr int64_t kAhead = 4;     // rows that are fetched before they are needed: each lies on a page of its own
+constexpr int64_t kAhead = 4;     // rows that are fetched before they are needed: each may lie on a page of its own
 
 template <typename T, bool kStream>
 void append_apart(const T* from, int64_t stride, int64_t count, RowWriter<kStream>& out) {
@@ -19,58 +19,74 @@ void append_apart(const T* from, int64_t stride, int64_t count, RowWriter<kStrea
 }
 
 template <typename T, bool kStream>
-void append_row(const CopyRows& call, const RowPiece* piece, const RowPiece* end, const T* base, int64_t ahead,
-                RowWriter<kStream>& out) {
-  for (; piece < end; ++piece) {
-    const int64_t bytes = piece->length * static_cast<int64_t>(sizeof(T));
-    if (base == nullptr || piece->source == kNothing) {
-      out.append_zeros(bytes);
-      continue;
-    }
-    const T* from = base + piece->source;
-    if (call.stride == 1) {
-      if (kStream) prefetch(reinterpret_cast<const char*>(from + ahead), bytes);
-      out.append(reinterpret_cast<const char*>(from), bytes);
-    } else {
-      append_apart(from, call.stride, piece->length, out);
-    }
-  }
-}
+class Copy {
+ public:
+  explicit Copy(const CopyRows& call) : call_(call), out_(call.out) {}
 
-/// Rows [y, y_end) of one plane of one tile.
-template <typename T, bool kStream>
-void append_rows(const CopyRows& call, const T* plane, const int64_t* at_y, int64_t y, int64_t y_end, int64_t tile_x,
-                 RowWriter<kStream>& out) {
-  const RowPiece* first = call.pieces + call.piece_start[tile_x];
-  const RowPiece* last = call.pieces + call.piece_start[tile_x + 1];
-  for (; y < y_end; ++y) {
-    const bool outside = plane == nullptr || at_y[y] == kNothing;
-    const int64_t later = y + kAhead < y_end ? at_y[y + kAhead] : kNothing;
-    const int64_t ahead = later == kNothing || outside ? 0 : later - at_y[y];
-    append_row<T>(call, first, last, outside ? nullptr : plane + at_y[y], ahead, out);
+  void run(int64_t first, int64_t last) {
+    Counter<5> place{{call_.batch, call_.channels, call_.planes, call_.bands, call_.grid[2]}, {}};
+    place.seek(first);
+    for (int64_t item = first; item < last; ++item, place.next()) {
+      const auto [b, c, plane, band, tile_x] = place.at;
+      copy_band(b, c, call_.plane[plane], band, tile_x);
+    }
+    out_.finish();
   }
-}
 
-template <typename T, bool kStream>
-void copy(const CopyRows& call, int64_t first, int64_t last) {
-  const int64_t rows = call.extent[1];
-  Counter<6> place{{call.grid[0], call.grid[1], call.grid[2], call.batch, call.channels, call.extent[0]}, {}};
-  place.seek(first / rows);
-  RowWriter<kStream> out(call.out + first * call.extent[2] * static_cast<int64_t>(sizeof(T)));
-  for (int64_t row = first; row < last; place.next()) {
-    const auto [tile_z, tile_y, tile_x, b, c, z] = place.at;
-    const int64_t at_z = call.offset[0][tile_z * call.extent[0] + z];
-    const T* plane = reinterpret_cast<const T*>(call.source) + b * call.batch_stride + c * call.channel_stride;
-    const int64_t y = row % rows, y_end = rows < y + last - row ? rows : y + last - row;
-    append_rows(call, at_z == kNothing ? nullptr : plane + at_z, call.offset[1] + tile_y * rows, y, y_end, tile_x, out);
-    row += y_end - y;
+ private:
+  void copy_band(int64_t b, int64_t c, const CopyPlane& plane, int64_t band, int64_t tile_x) {
+    const T* channel = reinterpret_cast<const T*>(call_.source) + b * call_.batch_stride + c * call_.channel_stride;
+    const int64_t *grid = call_.grid, *extent = call_.extent;
+    for (int64_t i = call_.band_start[band]; i < call_.band_start[band + 1]; ++i) {
+      const CopyRun& run = call_.runs[i];
+      const int64_t tile = (plane.tile * grid[1] + run.tile) * grid[2] + tile_x;
+      const int64_t at_z = ((tile * call_.batch + b) * call_.channels + c) * extent[0] + plane.local;
+      out_.seek(call_.out + (at_z * extent[1] + run.local) * extent[2] * static_cast<int64_t>(sizeof(T)));
+      const bool outside = plane.source == kNothing || run.source == kNothing;
+      copy_run(outside ? nullptr : channel + plane.source + run.source, run.rows, tile_x);
+    }
   }
-  out.finish();
-}
+
+  /// `rows` rows of one tile; null brings zeros.
+  void copy_run(const T* from, int64_t rows, int64_t tile_x) {
+    const RowPiece* piece = call_.pieces + call_.piece_start[tile_x];
+    const RowPiece* end = call_.pieces + call_.piece_start[tile_x + 1];
+    if (from == nullptr) return out_.append_zeros(rows * call_.extent[2] * sizeof(T));
+    if constexpr (!kStream) {
+      if (call_.stride == 1) return put_pieces(from, rows, piece, end);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t ahead = row + kAhead < rows ? kAhead * call_.row_stride : 0;
+      for (const RowPiece* at = piece; at < end; ++at) append(from + row * call_.row_stride, *at, ahead);
+    }
+  }
+
+  /// Rows that stay in the first-level cache meanwhile: one piece of all of them after the other.
+  void put_pieces(const T* from, int64_t rows, const RowPiece* piece, const RowPiece* end) {
+    const int64_t row_bytes = call_.extent[2] * sizeof(T), step = call_.row_stride * sizeof(T);
+    for (int64_t at = 0; piece < end; at += piece->length * sizeof(T), ++piece) {
+      const char* first = piece->source == kNothing ? nullptr : reinterpret_cast<const char*>(from + piece->source);
+      out_.put_rows(rows, row_bytes, at, first, piece->length * sizeof(T), step);
+    }
+    out_.pass(rows * row_bytes);
+  }
+
+  void append(const T* row, const RowPiece& piece, int64_t ahead) {
+    const int64_t bytes = piece.length * static_cast<int64_t>(sizeof(T));
+    if (piece.source == kNothing) return out_.append_zeros(bytes);
+    const T* from = row + piece.source;
+    if (call_.stride != 1) return append_apart(from, call_.stride, piece.length, out_);
+    if (kStream) prefetch(reinterpret_cast<const char*>(from + ahead), bytes);
+    out_.append(reinterpret_cast<const char*>(from), bytes);
+  }
+
+  const CopyRows call_;
+  RowWriter<kStream> out_;
+};
 
 template <typename T>
 void copy_any(const CopyRows& call, int64_t first, int64_t last) {
-  return call.stream ? copy<T, true>(call, first, last) : copy<T, false>(call, first, last);
+  return call.stream ? Copy<T, true>(call).run(first, last) : Copy<T, false>(call).run(first, last);
 }
 
 }  // namespace

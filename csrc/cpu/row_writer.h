@@ -18,10 +18,6 @@ inline void stream_line(char* to, const char* from) {
   _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
 }
 inline void copy_line(char* to, const char* from) { _mm512_storeu_si512(to, _mm512_loadu_si512(from)); }
-inline void copy_rest(char* to, const char* from, int64_t bytes) {
-  const __mmask64 mask = (__mmask64{1} << bytes) - 1;
-  _mm512_mask_storeu_epi8(to, mask, _mm512_maskz_loadu_epi8(mask, from));
-}
 #else
 #if defined(TILEDATTN_ISA_AVX2)
 inline void stream_line(char* to, const char* from) {
@@ -41,40 +37,88 @@ inline void stream_line(char* to, const char* from) {
 inline void stream_line(char* to, const char* from) { std::memcpy(to, from, kLine); }
 #endif
 inline void copy_line(char* to, const char* from) { std::memcpy(to, from, kLine); }
-inline void copy_rest(char* to, const char* from, int64_t bytes) { std::memcpy(to, from, bytes); }
 #endif
+
+/// Two moves that overlap, of `size` bytes each.
+template <int64_t size>
+inline void copy_ends(char* to, const char* from, int64_t bytes) {
+  char first[size], last[size];
+  std::memcpy(first, from, size);
+  std::memcpy(last, from + bytes - size, size);
+  std::memcpy(to, first, size);
+  std::memcpy(to + bytes - size, last, size);
+}
+
+/// At most a line, an even number of bytes: a call of the library takes longer than the copy.
+inline void copy_part(char* to, const char* from, int64_t bytes) {
+  if (bytes >= 32) return copy_ends<32>(to, from, bytes);
+  if (bytes >= 16) return copy_ends<16>(to, from, bytes);
+  if (bytes >= 8) return copy_ends<8>(to, from, bytes);
+  if (bytes >= 4) return copy_ends<4>(to, from, bytes);
+  if (bytes) std::memcpy(to, from, 2);
+}
+
+/// A row. Four lines at a time are all read before they are written.
+inline void copy_row(char* to, const char* from, int64_t bytes) {
+  for (; bytes >= 4 * kLine; bytes -= 4 * kLine, from += 4 * kLine, to += 4 * kLine) {
+    char lines[4 * kLine];
+    for (int i = 0; i < 4; ++i) copy_line(lines + i * kLine, from + i * kLine);
+    for (int i = 0; i < 4; ++i) copy_line(to + i * kLine, lines + i * kLine);
+  }
+  for (; bytes >= kLine; bytes -= kLine, from += kLine, to += kLine) copy_line(to, from);
+  copy_part(to, from, bytes);
+}
 
 inline void prefetch(const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at);
 }
 
-/// Appends bytes at an address that grows. With `kStream`, whole lines go past the caches, so that nothing is read in
-/// order to be overwritten; what doesn't fill a line waits for the next row. `finish` writes the last of it.
+/// Writes runs of bytes, each from an address on. With `kStream`, whole lines go past the caches, so that nothing is
+/// read in order to be overwritten; what doesn't fill a line waits for what follows. `finish` writes the last of it.
 template <bool kStream>
 class RowWriter {
  public:
-  explicit RowWriter(char* to) : to_(to) {
-    if (kStream) skip_ = reinterpret_cast<intptr_t>(to) & (kLine - 1), held_ = skip_;
+  explicit RowWriter(char* to) { start(to); }
+
+  /// The next bytes go to `to`.
+  void seek(char* to) {
+    if (to == to_ + held_ - skip_) return;
+    if constexpr (kStream) flush();
+    start(to);
   }
 
   void append(const char* from, int64_t bytes) {
     if constexpr (kStream) {
       if (held_) {
         const int64_t room = bytes < kLine - held_ ? bytes : kLine - held_;
-        copy_rest(line_ + held_, from, room < kLine ? room : 0);
+        copy_part(line_ + held_, from, room);
         held_ += room, from += room, bytes -= room;
         if (held_ < kLine) return;
         flush();
       }
-      for (; bytes >= kLine; bytes -= kLine, from += kLine, to_ += kLine) stream_line(to_, from);
-      copy_rest(line_, from, bytes);
-      held_ = bytes;
+      char* to = to_;  // not the member, which might lie where is written, for all that the compiler knows
+      for (; bytes >= kLine; bytes -= kLine, from += kLine, to += kLine) stream_line(to, from);
+      copy_part(line_, from, bytes);
+      to_ = to, held_ = bytes;
     } else {
-      for (; bytes >= kLine; bytes -= kLine, from += kLine, to_ += kLine) copy_line(to_, from);
-      copy_rest(to_, from, bytes);
+      copy_row(to_, from, bytes);
       to_ += bytes;
     }
   }
+
+  /// Part of the next `rows` rows of `row_bytes` bytes: `bytes` bytes from `at` on in each, read `step` bytes apart,
+  /// or zeros where `from` is null. `pass` makes those rows the ones that are done.
+  void put_rows(int64_t rows, int64_t row_bytes, int64_t at, const char* from, int64_t bytes, int64_t step) {
+    static_assert(!kStream, "rows may share lines, which are written once");
+    char* to = to_ + at;
+    if (from == nullptr) {
+      for (int64_t row = 0; row < rows; ++row, to += row_bytes) std::memset(to, 0, bytes);
+    } else {
+      for (int64_t row = 0; row < rows; ++row, from += step, to += row_bytes) copy_row(to, from, bytes);
+    }
+  }
+
+  void pass(int64_t bytes) { to_ += bytes; }
 
   void append_zeros(int64_t bytes) {
     static const char zeros[4 * kLine] = {};
@@ -91,12 +135,17 @@ class RowWriter {
   }
 
  private:
+  void start(char* to) {
+    to_ = to;
+    if constexpr (kStream) skip_ = held_ = reinterpret_cast<intptr_t>(to) & (kLine - 1);
+  }
+
   /// Writes what is held; the first line may begin with bytes that are another's (`skip_` of them).
   void flush() {
     if (skip_ == 0 && held_ == kLine) {
       stream_line(to_, line_);
     } else {
-      std::memcpy(to_, line_ + skip_, held_ - skip_);
+      copy_part(to_, line_ + skip_, held_ - skip_);
     }
     to_ += held_ - skip_;
     held_ = skip_ = 0;
