@@ -105,6 +105,42 @@ def test_every_instruction_set_is_right(instruction_set, dtype, layout, data):
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap", "step"),
+    [
+        ((12, 2100), (11, 1080), (10, 60), 1),  # rows and columns in several parts
+        ((12, 13), (6, 6), (5, 5), 1),  # more tiles over a position than are added up at a time
+        ((3, 320), (3, 300), (0, 299), 2),  # the same for elements that are not adjacent
+    ],
+)
+def test_parts_of_rectangles_fit_together(instruction_set, dtype, size, tile, overlap, step):
+    layout = ta.TileLayout(size, tile, overlap)
+    tiles = random(layout.num_tiles, 1, 2, *tile[:-1], tile[-1] * step, dtype=dtype)[..., ::step]
+    canvas = random(1, 2, *size[:-1], size[-1] * step, dtype=dtype)[..., ::step]
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = window_tables(layout, "hann", tiles.device, sums)
+    exact = reference.blend_tiles(tiles.double(), layout=layout, weights=tuple(w.double() for w in weights))
+    plain = torch.zeros(1, 2, *size, dtype=dtype)
+    for t, (y, x) in enumerate(layout.origins):
+        rows, columns = weights[0][t // layout.grid[1]].to(dtype), weights[1][t % layout.grid[1]].to(dtype)
+        plain[:, :, y : y + tile[0], x : x + tile[1]] += tiles[t] * rows[:, None] * columns
+    assert_within_budget(native.blend_tiles(tiles, layout=layout, weights=weights), plain, exact)
+    assert torch.equal(native.extract_tiles(canvas, layout=layout), reference.extract_tiles(canvas, layout=layout))
+    pad = ((2, 1), (1, 3))
+    padded = reference.pad_tiles(tiles, layout=layout, pad=pad)
+    assert torch.equal(native.pad_tiles(tiles, layout=layout, pad=pad), padded)
+
+
+@needs_library
+def test_more_layouts_than_tables_are_kept():
+    for number in [*range(70), 3]:
+        layout = ta.TileLayout((40 + number, 9), 9, 3)
+        canvas = random(1, 1, *layout.size)
+        assert torch.equal(native.extract_tiles(canvas, layout=layout), reference.extract_tiles(canvas, layout=layout))
+
+
+@needs_library
 @pytest.mark.parametrize("dtype", HALVES)
 def test_halves_are_rounded_to_nearest_even(instruction_set, dtype):
     """Means of two neighbouring numbers lie half way; every finite number goes through unchanged."""
