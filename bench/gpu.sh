@@ -20,7 +20,7 @@ Stages, each with OUT/STAGE.log; one that is done for this commit is not done ag
   --seconds N   for all stages together, default 520; a stage inherits what those before it left
 
 environment: PYTHON (python3), TILEDATTN_GPU_JOBS (test processes at a time, with pytest-xdist),
-  TILEDATTN_GPU_SHARES, default "environment=30 build=120 tests=180 sanitizers=70 benchmark=120"
+  TILEDATTN_COMMIT (for a copy without .git), TILEDATTN_GPU_SHARES, default "environment=30 build=120 tests=180 sanitizers=70 benchmark=120"
 exit status: 0 all done, 1 a stage failed, 2 wrong usage or something is missing, 130 stopped
 TEXT
 }
@@ -134,9 +134,9 @@ limit_of() {
 
 # A stage runs as a process of its own, in the background, so that signals reach this script meanwhile.
 if [[ -n ${TILEDATTN_GPU_STAGE:-} ]]; then
-  LIMIT=$SECONDS_IN_ALL
-  status=0
-  "run_$TILEDATTN_GPU_STAGE" || status=$?
+  LIMIT=$SECONDS_IN_ALL stage=$TILEDATTN_GPU_STAGE status=0
+  unset TILEDATTN_GPU_STAGE
+  "run_$stage" || status=$?
   exit "$status"
 fi
 
