@@ -15,10 +15,16 @@ using cuda::AttentionArguments;
 using cuda::AttentionElement;
 
 AttentionElement element_of(const Tensor& q) {
-  const ScalarType type = q.scalar_type();
-  require(type == ScalarType::Half || type == ScalarType::BFloat16, "q: dtype is ", torch::headeronly::toString(type),
-          "; expected float16 or bfloat16");
-  return type == ScalarType::BFloat16 ? AttentionElement::bfloat16 : AttentionElement::float16;
+  switch (q.scalar_type()) {
+    case ScalarType::Half:
+      return AttentionElement::float16;
+    case ScalarType::BFloat16:
+      return AttentionElement::bfloat16;
+    default:
+      require(q.scalar_type() == ScalarType::Float, "q: dtype is ", torch::headeronly::toString(q.scalar_type()),
+              "; expected float16, bfloat16 or float32");
+      return AttentionElement::float32;
+  }
 }
 
 int32_t narrow(const char* name, int64_t value) {
@@ -33,12 +39,14 @@ const void* read_rows(const char* name, const Tensor& x, const Tensor& q, int64_
   if (x.dim() != 5) require(false, name, ": shape is ", shape_of(x), "; expected 5 dims");
   require(x.stride(4) == 1, name, ": the last dim is strided; expected a dense one");
   const auto address = reinterpret_cast<uintptr_t>(x.const_data_ptr());
-  bool aligned = address % 16 == 0 && x.size(4) % 8 == 0;
+  const int64_t chunk = q.scalar_type() == ScalarType::Float ? 4 : 8;
+  bool aligned = address % 16 == 0 && x.size(4) % chunk == 0;
   for (int i = 0; i < 4; ++i) {
     stride[i] = x.size(i) == 1 ? 0 : x.stride(i);
-    aligned = aligned && stride[i] % 8 == 0;
+    aligned = aligned && stride[i] % chunk == 0;
   }
-  require(aligned, name, ": its rows don't lie on 16 bytes; expected strides and a head dim that are multiples of 8");
+  require(aligned, name, ": its rows don't lie on 16 bytes; expected strides and a head dim that are multiples of ",
+          chunk);
   return x.const_data_ptr();
 }
 
@@ -90,7 +98,8 @@ AttentionArguments read_tensors(const Tensor& q, const Tensor& k, const Tensor& 
   a.prefix = narrow("num_prefix_tokens", prefix);
   require(a.pool_tiles >= a.tiles, "k: the pool must have at least as many tiles as q");
   require(a.prefix < a.sequence, "num_prefix_tokens: got ", prefix, "; expected less than S = ", a.sequence);
-  require(a.head_dim <= cuda::kMaxHeadDim, "q: head dim ", a.head_dim, " is above ", cuda::kMaxHeadDim);
+  const int32_t most = q.scalar_type() == ScalarType::Float ? cuda::kMaxHeadDimFloat32 : cuda::kMaxHeadDim;
+  require(a.head_dim <= most, "q: head dim ", a.head_dim, " is above ", most);
   const int64_t kv_heads = k.size(3);
   require(kv_heads >= 1 && a.heads % kv_heads == 0, "k: Hkv = ", kv_heads, " must divide H = ", a.heads);
   a.shared_by = static_cast<int32_t>(a.heads / kv_heads);

@@ -5,7 +5,8 @@
 
 namespace tiledattn::cuda {
 
-enum class AttentionElement : int32_t { float16, bfloat16 };
+/// float32 by products of tfloat32.
+enum class AttentionElement : int32_t { float16, bfloat16, float32 };
 
 /// A halo token: token `token` of the canvas tokens of tile `t + tile_delta`, for a tile t of the class.
 struct HaloToken {
@@ -42,14 +43,15 @@ struct AttentionArguments {
   int64_t q_stride[4], k_stride[4], v_stride[4];
   int32_t tiles, batch, sequence, heads, shared_by;  // T, B, S, H, H / Hkv
   int32_t pool_tiles;                                // T'
-  int32_t head_dim;                                  // a multiple of 8
+  int32_t head_dim;                                  // whole chunks of 16 bytes
   int32_t prefix;                                    // P
   float scale;                                       // of the logits, times log2(e); not negative
   float halo_shift;                                  // added to the halo's logits: log2 of its weight; finite
 };
 
-/// Largest head dim of the kernels.
+/// Largest head dims of the kernels.
 constexpr int32_t kMaxHeadDim = 256;
+constexpr int32_t kMaxHeadDimFloat32 = 128;
 
 /// Starts the kernel of sm_80 and newer on a stream (a cudaStream_t) of the current device; null, or what went wrong.
 const char* launch_attention_sm80(const AttentionArguments& arguments, AttentionElement element, void* stream);

@@ -25,14 +25,22 @@ template <typename T>
 const char* launch_for(const AttentionArguments& a, cudaStream_t stream) {
   if (a.head_dim <= 64) return launch<sm80::ShapeFor<T, 64>>(a, stream);
   if (a.head_dim <= 128) return launch<sm80::ShapeFor<T, 128>>(a, stream);
-  return launch<sm80::ShapeFor<T, 256>>(a, stream);
+  if constexpr (sizeof(T) == 2) return launch<sm80::ShapeFor<T, 256>>(a, stream);
+  return "float32 with head dims above 128 has no kernel";
 }
 
 }  // namespace
 
 const char* launch_attention_sm80(const AttentionArguments& a, AttentionElement element, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  return element == AttentionElement::bfloat16 ? launch_for<Brain>(a, on) : launch_for<Half>(a, on);
+  switch (element) {
+    case AttentionElement::float16:
+      return launch_for<Half>(a, on);
+    case AttentionElement::bfloat16:
+      return launch_for<Brain>(a, on);
+    default:
+      return launch_for<float>(a, on);
+  }
 }
 
 }  // namespace tiledattn::cuda

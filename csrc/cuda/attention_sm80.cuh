@@ -7,21 +7,22 @@
 #pragma once
 
 #include "cuda/attention.h"
-#include "cuda/softmax_rows.cuh"
+#include "cuda/products.cuh"
 
 namespace tiledattn::cuda::sm80 {
 
 template <typename Element, int dim, int rows, int keys, int warps>
 struct Shape {
   using T = Element;
+  using P = Products<Element>;
   static constexpr int kDim = dim, kRows = rows, kKeys = keys, kWarps = warps;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kBands = kRows / (16 * kWarps);  // 16-row fragments of a warp
-  static constexpr int kChunks = kDim / kChunk;         // of 16 bytes, in a row
+  static constexpr int kChunks = kDim / P::kChunk;      // of 16 bytes, in a row
   static constexpr int kRowThreads = 8;                 // that move one row
   static constexpr int kRowsAtOnce = kThreads / kRowThreads;
   static constexpr int kTurns = kKeys / kRowsAtOnce;  // rows of a block of keys that a thread moves
-  static constexpr uint32_t kRowBytes = 2 * kDim;
+  static constexpr uint32_t kRowBytes = sizeof(Element) * kDim;
   static constexpr uint32_t kKeyBytes = kKeys * kRowBytes;
   // shared memory: queries; keys and values of two blocks; where halo tokens lie and biases, of two blocks each
   static constexpr uint32_t kKeysAt = kRows * kRowBytes;
@@ -35,7 +36,8 @@ struct Shape {
 /// The shape for head dims up to `dim`: chosen so that nothing is spilled, and two thread blocks fit on a
 /// multiprocessor.
 template <typename Element, int dim>
-using ShapeFor = Shape<Element, dim, dim == 256 ? 64 : 128, dim == 64 ? 64 : 32, 4>;
+using ShapeFor =
+    Shape<Element, dim, dim * sizeof(Element) >= 512 ? 64 : 128, dim * sizeof(Element) == 128 ? 64 : 32, 4>;
 
 /// Which queries a thread block serves, and how many keys they see.
 struct Task {
@@ -71,14 +73,14 @@ template <typename S>
 struct Loader {
   const AttentionArguments& a;
   const Task& task;
-  const uint16_t *keys, *values;  // of the batch entry and head
+  const typename S::T *keys, *values;  // of the batch entry and head
   ptx::SharedAddress shared;
 
   __device__ __forceinline__ Loader(const AttentionArguments& a, const Task& task, ptx::SharedAddress shared)
       : a(a), task(task), shared(shared) {
     const int64_t head = task.head / a.shared_by;
-    keys = static_cast<const uint16_t*>(a.k) + task.batch * a.k_stride[1] + head * a.k_stride[3];
-    values = static_cast<const uint16_t*>(a.v) + task.batch * a.v_stride[1] + head * a.v_stride[3];
+    keys = static_cast<const typename S::T*>(a.k) + task.batch * a.k_stride[1] + head * a.k_stride[3];
+    values = static_cast<const typename S::T*>(a.v) + task.batch * a.v_stride[1] + head * a.v_stride[3];
   }
 
   __device__ __forceinline__ static int first_row() { return threadIdx.x / S::kRowThreads; }
@@ -132,15 +134,15 @@ struct Loader {
  private:
   __device__ __forceinline__ void start_row(int row, int block, int64_t tile, int64_t token, bool present) const {
     if (!present) tile = token = 0;
-    const uint16_t* key = keys + tile * a.k_stride[0] + token * a.k_stride[2];
-    const uint16_t* value = values + tile * a.v_stride[0] + token * a.v_stride[2];
+    const auto* key = keys + tile * a.k_stride[0] + token * a.k_stride[2];
+    const auto* value = values + tile * a.v_stride[0] + token * a.v_stride[2];
     const ptx::SharedAddress to = place(block);
     TILEDATTN_UNROLL_ALL
     for (int chunk = first_chunk(); chunk < S::kChunks; chunk += S::kRowThreads) {
-      const bool here = present && chunk * kChunk < a.head_dim;
+      const bool here = present && chunk * S::P::kChunk < a.head_dim;
       const uint32_t at = swizzled(row, chunk, S::kChunks);
-      ptx::copy_16(to + at, here ? key + chunk * kChunk : key, here);
-      ptx::copy_16(to + S::kKeyBytes + at, here ? value + chunk * kChunk : value, here);
+      ptx::copy_16(to + at, here ? key + chunk * S::P::kChunk : key, here);
+      ptx::copy_16(to + S::kKeyBytes + at, here ? value + chunk * S::P::kChunk : value, here);
     }
   }
 
@@ -165,7 +167,7 @@ struct Loader {
 /// A warp's queries, sums and softmax.
 template <typename S>
 struct Warp {
-  static constexpr int kSteps = S::kDim / 16;
+  static constexpr int kSteps = S::kDim / S::P::kStep;
   float sums[S::kBands][S::kDim / 8][4];
   SoftmaxState state[S::kBands][2];  // sum: of this lane's columns only, until `finish`
   ptx::SharedAddress queries;        // the warp's first row
@@ -188,7 +190,7 @@ struct Warp {
 
   __device__ __forceinline__ void load_queries(int band, int step, uint32_t (&to)[4]) const {
     const uint32_t row = 16 * band + matrix_row(lane, true), chunk = 2 * step + matrix_chunk(lane, true);
-    ptx::load_matrices(to, queries + swizzled(row, chunk, S::kChunks));
+    S::P::load(to, queries + swizzled(row, chunk, S::kChunks));
   }
 
   /// Products of queries and keys.
@@ -202,7 +204,7 @@ struct Warp {
       for (int pair = 0; pair < S::kKeys / 16; ++pair) {
         uint32_t key[4];
         const uint32_t row = 16 * pair + matrix_row(lane, false), chunk = 2 * step + matrix_chunk(lane, false);
-        ptx::load_matrices(key, keys + swizzled(row, chunk, S::kChunks));
+        S::P::load(key, keys + swizzled(row, chunk, S::kChunks));
         TILEDATTN_UNROLL_ALL
         for (int band = 0; band < S::kBands; ++band) {
           ptx::multiply<typename S::T>(scores[band][2 * pair], query[band], key[0], key[1]);
@@ -216,15 +218,14 @@ struct Warp {
   __device__ __forceinline__ void accumulate(ptx::SharedAddress values,
                                              const float (&weights)[S::kBands][S::kKeys / 8][4]) {
     TILEDATTN_UNROLL_ALL
-    for (int step = 0; step < S::kKeys / 16; ++step) {
+    for (int step = 0; step < S::kKeys / S::P::kStep; ++step) {
       uint32_t weight[S::kBands][4];
       TILEDATTN_UNROLL_ALL
-      for (int band = 0; band < S::kBands; ++band) pack_weights<typename S::T>(weights[band], step, weight[band]);
+      for (int band = 0; band < S::kBands; ++band) S::P::pack(weights[band], step, weight[band]);
       TILEDATTN_UNROLL_ALL
       for (int pair = 0; pair < S::kDim / 16; ++pair) {
         uint32_t value[4];
-        const uint32_t row = 16 * step + matrix_row(lane, true), chunk = 2 * pair + matrix_chunk(lane, true);
-        ptx::load_matrices_transposed(value, values + swizzled(row, chunk, S::kChunks));
+        S::P::load_values(value, values, step, pair, lane, S::kChunks);
         TILEDATTN_UNROLL_ALL
         for (int band = 0; band < S::kBands; ++band) {
           ptx::multiply<typename S::T>(sums[band][2 * pair], weight[band], value[0], value[1]);
@@ -298,9 +299,11 @@ struct Warp {
         const uint32_t row = 16 * band + fragment_row(lane, half);
         TILEDATTN_UNROLL_ALL
         for (int i = 0; i < S::kDim / 8; ++i) {
+          const uint32_t dim = 8 * i + fragment_column(lane);
           const float* from = sums[band][i] + 2 * half;
-          ptx::store_shared(queries + swizzled(row, i, S::kChunks) + 2 * fragment_column(lane),
-                            ptx::pack<typename S::T>(from[0] * factor, from[1] * factor));
+          S::P::store(
+              queries + swizzled(row, dim / S::P::kChunk, S::kChunks) + dim % S::P::kChunk * sizeof(typename S::T),
+              from[0] * factor, from[1] * factor);
         }
       }
     }
@@ -310,9 +313,9 @@ struct Warp {
     for (int turn = 0; turn < S::kBands * 16 * S::kChunks / 32; ++turn) {
       const int row = (turn * 32 + lane) / S::kChunks, chunk = (turn * 32 + lane) % S::kChunks;
       const int token = task.first_row + first_row + row;
-      if (token < a.sequence && chunk * kChunk < a.head_dim) {
-        const int64_t at = ((first + token) * a.heads + task.head) * a.head_dim + chunk * kChunk;
-        *reinterpret_cast<uint4*>(static_cast<uint16_t*>(a.out) + at) =
+      if (token < a.sequence && chunk * S::P::kChunk < a.head_dim) {
+        const int64_t at = ((first + token) * a.heads + task.head) * a.head_dim + chunk * S::P::kChunk;
+        *reinterpret_cast<uint4*>(static_cast<typename S::T*>(a.out) + at) =
             ptx::load_shared_16(queries + swizzled(row, chunk, S::kChunks));
       }
     }
@@ -336,17 +339,17 @@ struct Warp {
 template <typename S>
 __device__ __forceinline__ void start_queries(const AttentionArguments& a, const Task& task,
                                               ptx::SharedAddress shared) {
-  const uint16_t* queries = static_cast<const uint16_t*>(a.q) + task.tile * a.q_stride[0] + task.batch * a.q_stride[1] +
-                            task.head * a.q_stride[3];
+  const auto* queries = static_cast<const typename S::T*>(a.q) + task.tile * a.q_stride[0] +
+                        task.batch * a.q_stride[1] + task.head * a.q_stride[3];
   TILEDATTN_UNROLL_ALL
   for (int turn = 0; turn < S::kRows / S::kRowsAtOnce; ++turn) {
     const int row = threadIdx.x / S::kRowThreads + turn * S::kRowsAtOnce;
     const bool present = task.first_row + row < a.sequence;
-    const uint16_t* from = queries + static_cast<int64_t>(present ? task.first_row + row : 0) * a.q_stride[2];
+    const auto* from = queries + static_cast<int64_t>(present ? task.first_row + row : 0) * a.q_stride[2];
     TILEDATTN_UNROLL_ALL
     for (int chunk = threadIdx.x % S::kRowThreads; chunk < S::kChunks; chunk += S::kRowThreads) {
-      const bool here = present && chunk * kChunk < a.head_dim;
-      ptx::copy_16(shared + swizzled(row, chunk, S::kChunks), here ? from + chunk * kChunk : from, here);
+      const bool here = present && chunk * S::P::kChunk < a.head_dim;
+      ptx::copy_16(shared + swizzled(row, chunk, S::kChunks), here ? from + chunk * S::P::kChunk : from, here);
     }
   }
 }

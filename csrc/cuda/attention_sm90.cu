@@ -84,6 +84,7 @@ const char* launch_for(const AttentionArguments& a, const HaloBoxes& halo, Atten
 
 const char* launch_attention_sm90(const AttentionArguments& a, const HaloBoxes& halo, AttentionElement element,
                                   void* stream) {
+  if (element == AttentionElement::float32) return "float32 has no sm_90a kernel";
   if (a.head_dim > 128) return "head dims above 128 have no sm_90a kernel";
   const char* error = boxes_error(a, halo);
   if (error) return error;

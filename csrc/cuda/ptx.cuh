@@ -67,6 +67,22 @@ __device__ __forceinline__ void multiply<Half>(float (&c)[4], const uint32_t (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// c [16, 8] += a [16, 8] b [8, 8] of tfloat32 numbers.
+template <>
+__device__ __forceinline__ void multiply<float>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// The tfloat32 number nearest to a float.
+__device__ __forceinline__ uint32_t to_tfloat32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
 /// Two numbers rounded to elements, `low` in the lower half.
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float low, float high);
@@ -98,6 +114,10 @@ __device__ __forceinline__ void store_shared(SharedAddress to, uint32_t value) {
 
 __device__ __forceinline__ void store_shared(SharedAddress to, float value) {
   asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(to), "f"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_shared(SharedAddress to, float2 value) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};\n" ::"r"(to), "f"(value.x), "f"(value.y) : "memory");
 }
 
 __device__ __forceinline__ float load_shared_float(SharedAddress from) {

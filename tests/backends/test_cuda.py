@@ -1,6 +1,7 @@
 """The cuda backend: why it can't run, what the compiler made of its tile kernels, and what tests/gpu leaves out."""
 
 import re
+import types
 
 import pytest
 import torch
@@ -69,9 +70,15 @@ def test_takes_every_dtype_on_a_good_device(h200):
                 assert cuda.rejects(op, torch.device("cuda"), dtype, 64) is None
 
 
-def test_attention_is_for_half_precisions_and_common_head_dims(h200):
-    assert "only float16 and bfloat16" in cuda.rejects("cross_tile_attention", GPU, torch.float32, 64)
+def test_which_attention_it_takes(h200, monkeypatch):
+    assert "only float16, bfloat16 and float32" in cuda.rejects("cross_tile_attention", GPU, torch.float64, 64)
     assert "head dim 257 is above 256" in cuda.rejects("cross_tile_attention", GPU, torch.float16, 257)
+    precision = types.SimpleNamespace(fp32_precision="tf32")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", precision)
+    assert cuda.rejects("cross_tile_attention", GPU, torch.float32, 128) is None
+    assert "head dim 129 is above 128" in cuda.rejects("cross_tile_attention", GPU, torch.float32, 129)
+    precision.fp32_precision = "ieee"
+    assert "tfloat32, which" in cuda.rejects("cross_tile_attention", GPU, torch.float32, 64)
 
 
 @pytest.mark.parametrize(

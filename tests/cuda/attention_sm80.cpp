@@ -17,12 +17,21 @@ template <typename T>
 static void run_for(const AttentionArguments& a, unsigned seed) {
   if (a.head_dim <= 64) return run<sm80::ShapeFor<T, 64>>(a, seed);
   if (a.head_dim <= 128) return run<sm80::ShapeFor<T, 128>>(a, seed);
-  return run<sm80::ShapeFor<T, 256>>(a, seed);
+  if constexpr (sizeof(T) == 2) run<sm80::ShapeFor<T, 256>>(a, seed);
 }
 
-extern "C" int attention_sm80(const AttentionArguments* a, int bfloat16, unsigned seed, char* error, int room) {
+extern "C" int attention_sm80(const AttentionArguments* a, int element, unsigned seed, char* error, int room) {
   try {
-    bfloat16 ? run_for<Brain>(*a, seed) : run_for<Half>(*a, seed);
+    switch (static_cast<AttentionElement>(element)) {
+      case AttentionElement::float16:
+        run_for<Half>(*a, seed);
+        break;
+      case AttentionElement::bfloat16:
+        run_for<Brain>(*a, seed);
+        break;
+      default:
+        run_for<float>(*a, seed);
+    }
   } catch (const std::exception& problem) {
     std::snprintf(error, static_cast<size_t>(room), "%s", problem.what());
     return 1;

@@ -15,6 +15,7 @@ from tiledattn.backends.cuda_attention import halo_boxes, halo_tokens
 from tiledattn.geometry import attention_plan, normalize_halo
 
 HALF_TYPES = [torch.float16, torch.bfloat16]
+TYPES = [*HALF_TYPES, torch.float32]
 CPU = torch.device("cpu")
 NO_SHRINKING = tuple(phase for phase in Phase if phase not in (Phase.shrink, Phase.explain))  # it would take hours
 
@@ -38,6 +39,8 @@ def random_case(data, layout, dtype, seed, dims):
         seed=seed,
         form=data.draw(st.sampled_from(["contiguous", "strided", "fused", "narrowed"])),
     )
+    if dtype == torch.float32:
+        q, k, v = (x.copy_(x.half()) for x in (q, k, v))
     mask = torch.rand(*q.shape[:2], prefix, generator=torch.Generator().manual_seed(seed)) < 0.7
     arguments = {
         "num_prefix_tokens": prefix,
@@ -49,7 +52,7 @@ def random_case(data, layout, dtype, seed, dims):
 
 
 @settings(max_examples=25, deadline=None, phases=NO_SHRINKING)
-@given(st.data(), layouts(), st.sampled_from(HALF_TYPES), st.integers(0, 2**16))
+@given(st.data(), layouts(), st.sampled_from(TYPES), st.integers(0, 2**16))
 def test_random_layouts(kernel, data, layout, dtype, seed):
     tensors, arguments = random_case(data, layout, dtype, seed, [1, 8, 24, 64, 72])
     check(kernel, *tensors, layout, data.draw(halos(layout)), seed, **arguments)
@@ -58,10 +61,13 @@ def test_random_layouts(kernel, data, layout, dtype, seed):
 @settings(max_examples=15, deadline=None, phases=NO_SHRINKING)
 @given(st.data(), st.sampled_from(HALF_TYPES), st.integers(0, 2**16))
 def test_random_layouts_of_boxes(data, dtype, seed):
-    """Everything is a multiple of four along two axes, middles of overlaps too: the halo consists of boxes of 16."""
+    """Everything is a multiple of four along two axes, middles of overlaps too, and no halo meets itself around a
+    wrap: it consists of boxes of 16.
+    """
     tile = [4 * data.draw(st.integers(1, 3)) for _ in range(2)]
     overlap = [8 * data.draw(st.integers(0, w // 12)) for w in tile]
-    size = [(w - o) * data.draw(st.integers(-(-w // (w - o)), 4)) for w, o in zip(tile, overlap, strict=True)]
+    tiles = [-(-(w + 8) // (w - o)) + data.draw(st.integers(0, 2)) for w, o in zip(tile, overlap, strict=True)]
+    size = [n * (w - o) for n, w, o in zip(tiles, tile, overlap, strict=True)]
     frames = data.draw(st.sampled_from([(), (2,)]))
     layout = ta.TileLayout([*frames, *size], [*(1 for _ in frames), *tile], [*(0 for _ in frames), *overlap], True)
     (q, k, v), arguments = random_case(data, layout, dtype, seed, [8, 64, 72])
@@ -99,14 +105,22 @@ def test_boxes_and_tokens_name_what_the_plan_names(data, layout):
 LARGE = ta.TileLayout((32, 36), (16, 12), (0, 4), (False, True))  # 192 tokens a tile: several blocks of rows and keys
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
-@pytest.mark.parametrize("dim", [64, 128, 160])
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "dim"),
+    [
+        *(("sm80", dtype, dim) for dtype in HALF_TYPES for dim in (64, 128, 160)),
+        *(("sm80", torch.float32, dim) for dim in (60, 128)),
+        *(("sm90", dtype, dim) for dtype in HALF_TYPES for dim in (64, 128)),
+    ],
+)
 @pytest.mark.parametrize("prefix", [0, 3, 130])
 def test_several_blocks(kernel, dim, dtype, prefix):
-    if kernel == "sm90" and dim > 128:
-        pytest.skip("the sm_90a kernel ends at head dim 128")
-    q, k, v = attention_inputs(LARGE, prefix=prefix, heads=2, kv_heads=1, dim=dim, dtype=dtype)
-    mask = torch.arange(prefix).expand(*q.shape[:2], prefix) % 3 > 0 if prefix == 130 else None
+    q, k, v = attention_inputs(LARGE, prefix=prefix, heads=1, dim=dim, dtype=dtype)
+    if dtype == torch.float32:
+        q, k, v = (x.half().float() for x in (q, k, v))
+    mask = (torch.arange(prefix).expand(*q.shape[:2], prefix) % 3 > 0).clone() if prefix == 130 else None
+    if mask is not None:
+        mask[1::2] = False  # whole blocks of keys are hidden, the first one too
     used: list[str] = []
     check(kernel, q, k, v, LARGE, 4, used=used, num_prefix_tokens=prefix, prefix_mask=mask, halo_weight=0.7)
     assert used == [kernel]

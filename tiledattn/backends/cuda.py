@@ -16,7 +16,6 @@ from .cuda_tiles import pad_tiles as pad_tiles
 NAME = "cuda"
 MIN_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-ATTENTION_DTYPES = (torch.float16, torch.bfloat16)
 RUNS_ON = "NVIDIA GPUs of compute capability 8.0 and newer, where the native library was built with CUDA"
 PROVEN_ON: tuple[str, ...] = ()
 OPS = ("cross_tile_attention", "extract_tiles", "blend_tiles", "pad_tiles")
@@ -67,9 +66,11 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
     if dtype not in DTYPES:
         return f"{op}: {dtype} is not supported, only float16, bfloat16, float32 and float64"
     if op == "cross_tile_attention":
-        if dtype not in ATTENTION_DTYPES:
-            return f"{op}: {dtype} is not supported, only float16 and bfloat16"
-        if head_dim > MAX_HEAD_DIM:
-            return f"{op}: head dim {head_dim} is above {MAX_HEAD_DIM}"
+        if dtype not in MAX_HEAD_DIM:
+            return f"{op}: {dtype} is not supported, only float16, bfloat16 and float32"
+        if head_dim > MAX_HEAD_DIM[dtype]:
+            return f"{op}: head dim {head_dim} is above {MAX_HEAD_DIM[dtype]}"
+        if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision in ("ieee", "none"):
+            return f"{op}: float32 is multiplied as tfloat32, which torch.backends.cuda.matmul.fp32_precision forbids"
     reason = _device_reason(torch.cuda.current_device() if device.index is None else device.index)
     return None if reason is None else f"{op}: {reason}"

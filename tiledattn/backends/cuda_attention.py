@@ -18,9 +18,9 @@ from ..geometry.plan import Rectangle
 from .rotary import make_pool, pool_turns, turn_queries
 from .tables import shared
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 SM90_VARIABLE = "TILEDATTN_SM90"  # 1: the sm_90a kernel on Hopper, though it has not been proven there
-CHUNK = 8  # elements of 16 bits in the 16 bytes that a kernel moves at once
+CHUNK_BYTES = 16  # that a kernel moves at once
 
 
 class HaloTokens(NamedTuple):
@@ -128,7 +128,7 @@ def cross_tile_attention(
     """q [T, B, S, H, D], k and v [T, B, S, Hkv, D] -> out like q, lse [T, B, H, S] (empty unless asked for).
 
     With `frequencies` the plan is an unwrapped one; without, k and v may be the pool that the plan's tables name.
-    Rows that don't lie on 16 bytes (an odd head dim, a stride that is not a multiple of 8 elements) are copied once.
+    Rows that don't lie on 16 bytes (an odd head dim, an odd stride) are copied once. float32 is multiplied as tfloat32.
     """
     if frequencies is not None and q.numel():
         turns = pool_turns(plan, frequencies, interleaved, q)
@@ -139,7 +139,7 @@ def cross_tile_attention(
         return q.new_empty(q.shape), lse.fill_(-math.inf)
     if scale < 0:
         q, scale = -q, -scale
-    padding = -dim % CHUNK
+    padding = -dim % (CHUNK_BYTES // q.element_size())
     q, k, v = (_on_chunks(x, padding) for x in (q, k, v))
     out = q.new_empty(q.shape)
     mask = None if prefix_mask is None or num_prefix_tokens == 0 else prefix_mask.contiguous()
@@ -165,7 +165,11 @@ def _asked_for_sm90(device: torch.device) -> bool:
 def _takes_boxes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the sm_90a kernel can take these tensors: the copy engine knows five dims, so tiles and batch are one."""
     batch = q.shape[1]
-    return q.shape[-1] <= 128 and (batch == 1 or all(x.stride(0) == batch * x.stride(1) for x in (k, v)))
+    return (
+        q.dtype != torch.float32
+        and q.shape[-1] <= 128
+        and (batch == 1 or all(x.stride(0) == batch * x.stride(1) for x in (k, v)))
+    )
 
 
 def _without_halo(tables: HaloBoxes, halo_weight: float) -> tuple[object, ...]:
@@ -188,5 +192,6 @@ def _on_chunks(x: Tensor, padding: int) -> Tensor:
     if padding:
         return F.pad(x, (0, padding)).contiguous()
     strides = [stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
-    aligned = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and not any(stride % CHUNK for stride in strides)
+    starts = (x.data_ptr(), *(stride * x.element_size() for stride in strides))
+    aligned = x.stride(-1) == 1 and not any(start % CHUNK_BYTES for start in starts)
     return x if aligned else x.clone(memory_format=torch.contiguous_format)

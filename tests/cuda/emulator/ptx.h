@@ -103,6 +103,40 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   });
 }
 
+/// c [16, 8] += a [16, 8] b [8, 8] of tfloat32 numbers, whose low 13 bits the hardware doesn't read.
+template <>
+inline void multiply<float>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Call {
+    float* c;
+    const uint32_t* a;
+    uint32_t b[2];
+  } call{c, a, {b0, b1}};
+  warp_meet(instruction<13>(), &call, [](const std::vector<void*>& calls) {
+    const auto of_bits = [](uint32_t bits) { return float_of(bits & 0xffffe000u); };
+    float a_full[16][8], b_full[8][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto& from = *static_cast<Call*>(calls[static_cast<size_t>(lane)]);
+      for (int i = 0; i < 4; ++i) a_full[lane / 4 + i % 2 * 8][lane % 4 + i / 2 * 4] = of_bits(from.a[i]);
+      for (int i = 0; i < 2; ++i) b_full[lane % 4 + i * 4][lane / 4] = of_bits(from.b[i]);
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      auto& to = *static_cast<Call*>(calls[static_cast<size_t>(lane)]);
+      for (int i = 0; i < 4; ++i) {
+        double sum = to.c[i];
+        for (int k = 0; k < 8; ++k) {
+          sum += static_cast<double>(a_full[lane / 4 + (i / 2) * 8][k]) * b_full[k][2 * (lane % 4) + i % 2];
+        }
+        to.c[i] = static_cast<float>(sum);
+      }
+    }
+  });
+}
+
+inline uint32_t to_tfloat32(float x) {
+  const uint32_t bits = bits_of(x);
+  return x == x ? (bits + 0x1000u) & 0xffffe000u : bits;  // ties away from zero
+}
+
 template <typename T>
 uint32_t pack(float low, float high) {
   T a, b;
@@ -114,6 +148,8 @@ inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline void store_shared(SharedAddress to, uint32_t value) { std::memcpy(shared_at(to, 4, 4), &value, 4); }
 inline void store_shared(SharedAddress to, float value) { std::memcpy(shared_at(to, 4, 4), &value, 4); }
+
+inline void store_shared(SharedAddress to, float2 value) { std::memcpy(shared_at(to, 8, 8), &value, 8); }
 
 inline float load_shared_float(SharedAddress from) {
   float value;
