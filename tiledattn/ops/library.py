@@ -382,7 +382,29 @@ def cross_tile_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[T
     return found
 
 
-extract_tiles: Callable[..., Tensor] = torch.ops.tiledattn.extract_tiles
-blend_tiles: Callable[..., Tensor] = torch.ops.tiledattn.blend_tiles
-pad_tiles: Callable[..., Tensor] = torch.ops.tiledattn.pad_tiles
+_extract_directly, _blend_directly = without_autocast(_extract), without_autocast(_blend)
+_pad_directly = without_autocast(_pad)
+
+
+def extract_tiles(canvas: Tensor, *rest: Any) -> Tensor:
+    """The operator, in the same way."""
+    op = _extract_directly if _nobody_listens(canvas) else torch.ops.tiledattn.extract_tiles.default
+    found: Tensor = op(canvas, *rest)
+    return found
+
+
+def blend_tiles(tiles: Tensor, windows: list[Tensor], *rest: Any) -> Tensor:
+    """The operator, in the same way."""
+    op = _blend_directly if _nobody_listens(tiles, *windows) else torch.ops.tiledattn.blend_tiles.default
+    found: Tensor = op(tiles, windows, *rest)
+    return found
+
+
+def pad_tiles(tiles: Tensor, *rest: Any) -> Tensor:
+    """The operator, in the same way."""
+    op = _pad_directly if _nobody_listens(tiles) else torch.ops.tiledattn.pad_tiles.default
+    found: Tensor = op(tiles, *rest)
+    return found
+
+
 group_norm_tiles: Callable[..., Tensor] = torch.ops.tiledattn.group_norm_tiles
