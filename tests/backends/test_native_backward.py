@@ -1,6 +1,8 @@
 """Gradients of cross-tile attention by the native library, against float64 autograd of attention by hand."""
 
 import math
+import subprocess
+import sys
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ops.rotary_by_hand import by_hand as rotary_by_hand
 from support import assert_within_budget, attention_inputs, halos, layouts, plain_attention, plain_lse
 
 import tiledattn as ta
@@ -228,6 +231,46 @@ def test_memory_is_bounded_by_keys_of_one_tile(dim):
         assert limit <= threads * (64 * 64 * 2 * 4 * max(dim, 64))
 
 
+MEMORY = """
+import torch, tiledattn as ta
+from tiledattn.backends import native
+from tiledattn.backends.pytorch import attention
+native.probe()
+attention.GATHER_BYTES["cpu"] = 1 << 40
+torch.set_num_threads(2)
+layout, dim = ta.TileLayout((64, 64), 16), 64
+inputs = [torch.randn(layout.num_tiles, 1, 256, 4, dim, requires_grad=True) for _ in range(3)]
+def attend(*tensors):
+    return ta.cross_tile_attention(*tensors, layout, 16, backend="{backend}")
+small = [x.detach()[..., :8].contiguous().requires_grad_() for x in inputs]
+torch.autograd.grad(attend(*small), small, torch.ones_like(small[0]))  # what is made and imported once
+out = attend(*inputs)
+grad = torch.randn_like(out)
+def kilobytes(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+before = kilobytes("VmRSS")
+found = torch.autograd.grad(out, inputs, grad)
+limit = torch.ops.tiledattn.cross_tile_attention_backward_cpu_scratch(dim, 2) + out.numel() // dim * 4
+print(1024 * (kilobytes("VmHWM") - before) - sum(x.nbytes for x in found) - limit)
+"""
+
+
+def memory_beyond_the_limit(backend):
+    code = MEMORY.format(backend=backend)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_memory_of_the_process_does_not_grow_beyond_it():
+    assert memory_beyond_the_limit("cpu") < 2 << 20
+
+
+def test_the_memory_test_would_see_gathered_keys():
+    assert memory_beyond_the_limit("torch") > 32 << 20
+
+
 def good_call():
     plan = attention_plan(ta.TileLayout((8, 8), 4), (2, 2))
     q, k, v = attention_inputs(plan.layout, prefix=1)
@@ -330,3 +373,17 @@ def test_offsets_beyond_two_to_the_31():
         found.append(torch.autograd.grad(ta.cross_tile_attention(*leaves, layout, 2, backend="cpu"), leaves, [x]))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_gradients_fold_what_lies_across_a_wrap(dtype, wrap):
+    layout, turn = ta.TileLayout((6, 8), (3, 4), 0, wrap), ta.Rotary(torch.tensor([[0.5, 0.2], [1.5, 0.1]]), True)
+    inputs = attention_inputs(layout, batch=2, prefix=1, heads=4, kv_heads=2, dim=6, dtype=dtype)
+    options = {"layout": layout, "halo": 2}
+    grads = random_grads(inputs[0], True)
+    plain, exact = (
+        gradients(partial(rotary_by_hand, turn=turn, prefix=1, **options), inputs, grads, kind)
+        for kind in (dtype, torch.float64)
+    )
+    check(inputs, lse=True, judged=(plain, exact), rotary=turn, num_prefix_tokens=1, **options)
