@@ -151,7 +151,9 @@ def _notes(cases: list[dict[str, Any]]) -> list[str]:
                     place = f"{row['way']} ({case['case']}, {case['dtype']})"
                     reasons.setdefault((outcome, row[outcome]), []).append(place)
     words = {"skipped": "no figure", "failed": "**wrong, hence no figure**"}
-    return [f"- {words[outcome]}: {'; '.join(_unique(of))}: {why}." for (outcome, why), of in reasons.items()]
+    return [
+        f"- {words[outcome]}: {'; '.join(_unique(of))}: {why.rstrip('.')}." for (outcome, why), of in reasons.items()
+    ]
 
 
 def latest_results(folder: Path = RESULTS) -> list[Path]:
