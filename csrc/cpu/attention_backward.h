@@ -54,7 +54,7 @@ const char* attention_backward_error(const AttentionBackwardCall& call);
 int64_t attention_backward_scratch_bytes(const AttentionBackwardCall& call, int threads);
 
 /// The most that it needs for any call of a head dim besides a number per query row: it grows with neither the canvas,
-/// the tiles nor the halo, only with the threads. At head dim 128 in float32 about 1.4 MB a thread.
+/// the tiles nor the halo, only with the threads. At head dim 128 in float32 about 1.2 MB a thread.
 int64_t attention_backward_scratch_limit(int64_t head_dim, int threads);
 
 /// Runs the call. `scratch` holds attention_backward_scratch_bytes(call, parallel.threads) bytes, of any alignment. The
