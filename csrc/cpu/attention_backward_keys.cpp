@@ -102,7 +102,7 @@ class KeyPass {
     if (item_.lender < sizes_.tiles) meet_tile(0);
     if (sizes_.halo_weight > 0.0f) {
       const Borrowers borrowers(call_.reversed, item_.lender);
-      int64_t delta;
+      int64_t delta = 0;
       for (int64_t least = -item_.lender; borrowers.next(least, &delta); least = delta + 1) {
         if (delta != 0) meet_tile(delta);
       }
