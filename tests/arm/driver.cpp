@@ -1,6 +1,7 @@
 // Attention, copies and blending of the library, without torch, against sums written out in double precision.
 // `driver` exits 0 when all agree; `driver fault` plants an error in every result and must exit 1.
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/attention_backward.h"
 #include "tiles.h"
 
 using namespace tiledattn;
@@ -80,7 +82,7 @@ std::vector<typename T::Stored> nothing(int64_t count) {
 /// Norm of the difference over the norm of the exact value; NaN fails.
 template <typename T>
 void check(const char* name, std::vector<typename T::Stored> found, const std::vector<double>& exact, double units) {
-  if (plant_faults) found[found.size() / 2] = T::store(T::load(found[found.size() / 2]) + 3.0);
+  if (plant_faults) found[found.size() / 2] = T::store(T::load(found[found.size() / 2]) + 30.0);
   double difference = 0.0, norm = 0.0;
   for (size_t i = 0; i < exact.size(); ++i) {
     const double error = T::load(found[i]) - exact[i];
@@ -154,11 +156,72 @@ void attend(const Inputs& inputs, std::vector<double>& out, std::vector<double>&
   }
 }
 
+/// dq, dk and dv of sum(weights * out).
+std::array<std::vector<double>, 3> differentiate(const Inputs& inputs, const std::vector<double>& out,
+                                                 const std::vector<double>& lse, const std::vector<double>& weights) {
+  std::array<std::vector<double>, 3> found;
+  found[0].resize(inputs.q.size()), found[1].resize(inputs.k.size()), found[2].resize(inputs.v.size());
+  const double scale = 1.0 / std::sqrt(static_cast<double>(inputs.dim));
+  for (int64_t row = 0; row < kTiles * kBatch * kSequence; ++row) {
+    const int64_t t = row / kSequence / kBatch, b = row / kSequence % kBatch, s = row % kSequence;
+    const std::vector<Column> columns = columns_of(inputs, t, b, s >= kPrefix);
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const int64_t q = (row * kHeads + h) * inputs.dim;
+      double delta = 0.0;
+      for (int64_t d = 0; d < inputs.dim; ++d) delta += weights[q + d] * out[q + d];
+      for (const Column& column : columns) {
+        const int64_t k = inputs.kv(column.tile, b, column.place, h);
+        const double logit = inputs.dot(t, b, s, h, column.tile, column.place) + column.bias;
+        const double p = std::exp(logit - lse[((t * kBatch + b) * kHeads + h) * kSequence + s]);
+        double change = -delta;
+        for (int64_t d = 0; d < inputs.dim; ++d) change += weights[q + d] * inputs.v[k + d];
+        for (int64_t d = 0; d < inputs.dim; ++d) {
+          found[0][q + d] += scale * p * change * inputs.k[k + d];
+          found[1][k + d] += scale * p * change * inputs.q[q + d];
+          found[2][k + d] += p * weights[q + d];
+        }
+      }
+    }
+  }
+  return found;
+}
+
 template <typename T>
 std::vector<double> widened(const std::vector<typename T::Stored>& numbers) {
   std::vector<double> wide;
   for (const auto& x : numbers) wide.push_back(T::load(x));
   return wide;
+}
+
+/// The gradients of a call whose results are there.
+template <typename T>
+void check_gradients(const Inputs& inputs, const AttentionCall& forward,
+                     const std::array<std::vector<double>, 3>& exact, const std::vector<typename T::Stored>& weights,
+                     const Parallel& parallel) {
+  // the ends of every tile are seen by its neighbours, the rest by nobody else
+  std::vector<int32_t> tokens(kTokens);
+  for (int32_t i = 0; i < kTokens; ++i) tokens[i] = i;
+  const int32_t classes[] = {0, 1, 2}, borrowers[] = {-1, 1};
+  const int64_t starts[] = {0, 2, 5, 7}, rest = kTokens - kHalo;
+  const Cell cells[] = {{0, rest, 0, 0},     {rest, kHalo, 1, 1}, {0, kHalo, 0, 1},   {kHalo, rest - kHalo, 0, 0},
+                        {rest, kHalo, 1, 1}, {0, kHalo, 0, 1},    {kHalo, rest, 0, 0}};
+  AttentionBackwardCall call{};
+  call.forward = forward;
+  call.out = call.grad_out = forward.q;
+  call.out.data = forward.out, call.grad_out.data = weights.data(), call.lse = forward.lse;
+  call.reversed = {classes, starts, cells, tokens.data(), borrowers, 3, kTokens, 2};
+  auto dq = nothing<T>(inputs.q.size()), dk = nothing<T>(inputs.k.size()), dv = nothing<T>(inputs.v.size());
+  call.grad_q = dq.data(), call.grad_k = dk.data(), call.grad_v = dv.data();
+  if (const char* error = attention_backward_error(call)) {
+    std::printf("WRONG reversed tables: %s\n", error);
+    ++failures;
+    return;
+  }
+  std::vector<char> scratch(attention_backward_scratch_bytes(call, parallel.threads));
+  attention_backward(call, scratch.data(), parallel);
+  check<T>("dq", dq, exact[0], 8.0);
+  check<T>("dk", dk, exact[1], 8.0);
+  check<T>("dv", dv, exact[2], 8.0);
 }
 
 template <typename T>
@@ -170,6 +233,8 @@ void check_attention(int64_t dim) {
   for (size_t i = 0; i < inputs.mask.size(); ++i) inputs.mask[i] = i % 3 != 1;
   std::vector<double> exact(rows * kHeads * dim), exact_lse(kTiles * kBatch * kHeads * kSequence);
   attend(inputs, exact, exact_lse);
+  const auto weights = random_numbers<T>(rows * kHeads * dim);
+  const auto exact_gradients = differentiate(inputs, exact, exact_lse, widened<T>(weights));
 
   const int32_t classes[] = {0, 1, 2};
   const int64_t starts[] = {0, 1, 3, 4};
@@ -201,6 +266,7 @@ void check_attention(int64_t dim) {
     attention(call, scratch.data(), parallel);
     check<T>("attention", out, exact, 4.0);
     check<Float>("lse", lse, exact_lse, T::kAttention == AttentionType::float32 ? 4.0 : 200.0);
+    check_gradients<T>(inputs, call, exact_gradients, weights, parallel);
   }
 }
 
