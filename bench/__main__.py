@@ -36,7 +36,8 @@ def earlier(path: Path, about: dict[str, object]) -> list[dict[str, object]]:
     except (OSError, ValueError):
         return []
     same = all(data["environment"].get(name) == about[name] for name in ("date", "commit", "device_name", "torch"))
-    return data["cases"] if same and "dirty" not in str(about["commit"]) else []
+    named = about["commit"] != "unknown" and not str(about["commit"]).endswith("-dirty")
+    return data["cases"] if same and named else []
 
 
 def main() -> int:

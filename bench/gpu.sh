@@ -7,9 +7,10 @@ usage() {
 usage: bench/gpu.sh OUT [--only STAGE] [--force] [--device cuda|cpu] [--seconds N]
        bench/gpu.sh --list | --help
 
-Stages, each with OUT/STAGE.log; one that is done for this commit is not done again:
+Stages, each with OUT/STAGE.log; one that is done for this commit (where there is none, or the tree differs from it:
+for these sources) is not done again:
   environment   device, driver and versions: OUT/environment.json
-  build         the native library, in place
+  build         the native library, in place; with --device cuda its CUDA kernels must build
   tests         the GPU-marked tests, all backends against the reference: OUT/tests.xml
   sanitizers    compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small cases
   benchmark     times beside the peers': OUT/benchmark.json and OUT/benchmark.md
@@ -41,9 +42,10 @@ while (($#)); do
   case $1 in
     --help | -h) usage && exit 0 ;;
     --list) printf '%s\n' "${STAGES[@]}" && exit 0 ;;
-    --only) ONLY+=("${2:?--only needs the name of a stage}") && shift ;;
-    --device) DEVICE=${2:?--device needs cuda or cpu} && shift ;;
-    --seconds) SECONDS_IN_ALL=${2:?--seconds needs a number} && shift ;;
+    --only | --device | --seconds) (($# > 1)) || fail "$1 needs a value; see --help" ;;&
+    --only) ONLY+=("$2") && shift ;;
+    --device) DEVICE=$2 && shift ;;
+    --seconds) SECONDS_IN_ALL=$2 && shift ;;
     --force) FORCE=1 ;;
     -*) fail "got $1; see --help" ;;
     *) [[ -z $OUT ]] || fail "got two folders, $OUT and $1" && OUT=$1 ;;
@@ -62,8 +64,19 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 cd "$ROOT"
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TILEDATTN_TEST_DEVICE=$DEVICE
-unset TILEDATTN_BACKEND TILEDATTN_LIBRARY TRITON_INTERPRET
+unset TILEDATTN_BACKEND TILEDATTN_LIBRARY TILEDATTN_SM90 TRITON_INTERPRET
+
+hash_of_sources() {
+  find . -name '.?*' -prune -o \( -name build -o -name __pycache__ \) -prune -o -type f \
+    -regex '.*\.\(py\|toml\|sh\|cpp\|cu\|cuh\|h\)' -print0 |
+    LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-12
+}
+
 COMMIT=${TILEDATTN_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
+case $COMMIT in
+  unknown) COMMIT=sources-$(hash_of_sources) ;;
+  *-dirty) COMMIT+=-$(hash_of_sources) ;;
+esac
 export TILEDATTN_COMMIT=$COMMIT
 MARK="$COMMIT $DEVICE"
 
@@ -74,6 +87,7 @@ run_environment() {
 }
 
 run_build() {
+  [[ $DEVICE != cuda ]] || export TILEDATTN_CUDA=1
   TILEDATTN_NO_EXT=0 "$PYTHON" setup.py -q build_ext --inplace || return
   "$PYTHON" -m bench.environment "$DEVICE" >"$OUT/.environment.json" || return # now with what the library says
   mv "$OUT/.environment.json" "$OUT/environment.json"

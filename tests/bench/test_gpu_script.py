@@ -16,14 +16,15 @@ from bench import environment
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "bench/gpu.sh"
+LIMIT = 110  # seconds that nothing here takes unless it hangs, below pytest's own
 pytestmark = pytest.mark.skipif(not shutil.which("timeout"), reason="needs GNU timeout")
 
 # stands in for Python: notes its arguments, then does as told
 STUB = """#!/bin/sh
-echo "$@" >> {notes}
+echo "$@" "TILEDATTN_CUDA=$TILEDATTN_CUDA" >> {notes}
 case "$*" in
   *"{breaks}"*) echo "{breaks} is broken" >&2; exit 5 ;;
-  *"{hangs}"*) sleep 60 ;;
+  *"{hangs}"*) sleep 300 ;;
   *bench.environment*) echo '{{"date": "today"}}' ;;
 esac
 """
@@ -34,20 +35,21 @@ def script(tmp_path):
     """Runs the script with a stub for Python; returns the finished process and what the stub was called with."""
     notes = tmp_path / "notes"
 
-    def run(*arguments, breaks="~none~", hangs="~none~", **options):
+    def run(*arguments, breaks="~none~", hangs="~none~", script=SCRIPT, **options):
         stub = tmp_path / "python"
         stub.write_text(STUB.format(notes=notes, breaks=breaks, hangs=hangs))
         stub.chmod(0o755)
         notes.write_text("")
         call = subprocess.run if "start" not in options else subprocess.Popen
+        clean = {name: value for name, value in os.environ.items() if name != "TILEDATTN_CUDA"}
         extra = (
-            {"capture_output": True, "check": False, "timeout": 60}
+            {"capture_output": True, "check": False, "timeout": LIMIT}
             if call is subprocess.run
             else {"stderr": -1, "stdout": -1}
         )
         done = call(
-            [str(SCRIPT), *arguments],
-            env={**os.environ, "PYTHON": str(stub), "TILEDATTN_COMMIT": options.get("commit", "abc")},
+            [str(script), *arguments],
+            env={**clean, "PYTHON": str(stub), "TILEDATTN_COMMIT": options.get("commit", "abc")},
             cwd=tmp_path,
             text=True,
             **extra,
@@ -71,6 +73,10 @@ def test_help_and_list(script):
         (("out", "other"), "got two folders, out and other"),
         (("out", "--seconds", "0"), "--seconds: got 0; expected a whole number"),
         (("out", "--device", "tpu"), "--device: got tpu; expected cuda or cpu"),
+        (("out", "--device"), "--device needs a value"),
+        (("out", "--seconds"), "--seconds needs a value"),
+        (("out", "--only"), "--only needs a value"),
+        (("out", "--only", ""), "--only: got ; expected one of environment build"),
     ],
 )
 def test_wrong_usage(script, arguments, message):
@@ -89,7 +95,7 @@ def test_stages_run_once_and_go_on_where_they_stopped(script, tmp_path):
     assert json.loads((out / "environment.json").read_text()) == {"date": "today"}
     done, notes = script("out", "--device", "cpu")
     assert done.returncode == 0
-    assert notes.read_text() == "-m bench.gpu.sanitize --device cpu\n"
+    assert notes.read_text() == "-m bench.gpu.sanitize --device cpu TILEDATTN_CUDA=\n"
     assert "sanitizers: skipped: no GPU to sanitize" in done.stdout
     assert "tests: done in" in done.stdout
     done, notes = script("out", "--device", "cpu", "--only", "build", "--force")
@@ -100,21 +106,66 @@ def test_stages_run_once_and_go_on_where_they_stopped(script, tmp_path):
     assert not list(out.glob(".*"))
 
 
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The script in a tree of its own, without git; returns its path."""
+    folder = tmp_path / "copy"
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for name in ("bench", "tests", "csrc"):
+        (folder / name).mkdir(parents=True)
+    (folder / "csrc/kernel.cu").write_text("one")
+    return pathlib.Path(shutil.copy(SCRIPT, folder / "bench"))
+
+
+def git(folder, *arguments):
+    me = ("-c", "user.name=me", "-c", "user.email=me@example.com")
+    subprocess.run(["git", "-C", str(folder), *me, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["no git", "no git, called unknown", "a dirty tree"])
+def test_without_a_commit_a_stage_is_done_again_once_sources_change(script, copy, tmp_path, kind):
+    folder = tmp_path / "copy"
+    kernel = folder / "csrc/kernel.cu"
+    if kind == "a dirty tree":
+        git(folder, "init", "-q")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-q", "-m", "all")
+    options = {"script": copy, "commit": "unknown" if kind.endswith("unknown") else ""}
+    runs = []
+    for text in ("three", "three", "four"):
+        kernel.write_text(text)
+        (folder / "csrc/kernel.o").write_text(f"{len(runs)}")  # what a build leaves counts for nothing
+        done, notes = script("copy/out", "--device", "cpu", "--only", "build", **options)
+        assert done.returncode == 0, done.stderr
+        runs.append("setup.py" in notes.read_text())
+    assert runs == [True, False, True]
+
+
+def test_on_a_gpu_the_cuda_kernels_must_build(script):
+    _, notes = script("out", "--device", "cuda", "--only", "build")
+    assert "setup.py -q build_ext --inplace TILEDATTN_CUDA=1\n" in notes.read_text()
+    _, notes = script("out", "--device", "cpu", "--only", "build")
+    assert "setup.py -q build_ext --inplace TILEDATTN_CUDA=\n" in notes.read_text()
+
+
 def test_a_stage_that_hangs_is_stopped(script, tmp_path):
-    began = time.monotonic()
     done, _ = script("out", "--device", "cpu", "--only", "environment", "--seconds", "40", hangs="bench.environment")
-    assert time.monotonic() - began < 20
     assert re.search("environment: stopped after its [12] s", done.stdout)
     assert done.returncode == 2
 
 
 def test_stopping_leaves_nothing_half_written(script, tmp_path):
     running, notes = script("out", "--device", "cpu", "--only", "benchmark", hangs="bench --device", start=True)
-    while "bench" not in notes.read_text():
+    until = time.monotonic() + LIMIT
+    while "bench --device" not in notes.read_text():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    assert running.wait(20) == 130, running.stdout.read()
-    assert "the same command goes on" in running.stderr.read()
+    out, err = running.communicate(timeout=max(1.0, until - time.monotonic()))
+    assert running.returncode == 130, out
+    assert "the same command goes on" in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["benchmark.log"]
 
 

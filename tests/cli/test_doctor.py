@@ -7,6 +7,7 @@ pytest.importorskip("rich")
 
 from tiledattn import dispatch
 from tiledattn.backends import native_library
+from tiledattn.backends.cuda_attention import SM90_VARIABLE
 from tiledattn.cli import doctor, main
 
 BUILT = {
@@ -66,8 +67,11 @@ def test_every_backend_and_what_it_was_checked_on(capsys):
         assert "no real GPU yet" in text
 
 
-def test_variables_that_change_the_library_are_shown(monkeypatch, capsys):
-    monkeypatch.setenv(native_library.LIBRARY_VARIABLE, "/somewhere/library.so")
-    assert doctor.examine()["environment"][native_library.LIBRARY_VARIABLE] == "/somewhere/library.so"
+@pytest.mark.parametrize(
+    ("name", "value"), [(native_library.LIBRARY_VARIABLE, "/somewhere/library.so"), (SM90_VARIABLE, "1")]
+)
+def test_variables_that_change_something_are_shown(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert doctor.examine()["environment"][name] == value
     assert main(["doctor"]) == 0
-    assert "TILEDATTN_LIBRARY is /somewhere/library.so" in capsys.readouterr().out
+    assert f"{name} is {value}" in capsys.readouterr().out

@@ -49,10 +49,12 @@ def examine() -> dict[str, Any]:
 
     from .. import __version__, backends
     from ..backends import native
+    from ..backends.cuda_attention import SM90_VARIABLE
     from ..backends.native_library import LIBRARY_VARIABLE, NO_EXT_VARIABLE
     from ..dispatch import ENVIRONMENT_VARIABLE, capabilities
 
     known, asked = backends(), os.environ.get(ENVIRONMENT_VARIABLE)
+    optional = (NO_EXT_VARIABLE, LIBRARY_VARIABLE, SM90_VARIABLE)
     problems = []
     if asked and asked != "auto" and asked not in known:
         problems.append(f"{ENVIRONMENT_VARIABLE}: got {asked!r}; known are auto, {', '.join(known)}")
@@ -70,7 +72,7 @@ def examine() -> dict[str, Any]:
         "automatic": _automatic(),
         "environment": {
             ENVIRONMENT_VARIABLE: asked,
-            **{name: os.environ[name] for name in (NO_EXT_VARIABLE, LIBRARY_VARIABLE) if name in os.environ},
+            **{name: os.environ[name] for name in optional if name in os.environ},
         },
         "problems": problems,
     }
