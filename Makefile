@@ -32,8 +32,9 @@ wheel: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/tiledattn demo --out build/demo
 
+# A process a core: tests compute with one thread each.
 test: build
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" tests
 
 test-slow: build
 	$(BIN)/python -m pytest -m slow tests

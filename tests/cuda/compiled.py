@@ -47,23 +47,37 @@ def read_object(name: str, *options: str) -> str:
 class Usage(NamedTuple):
     """A kernel's registers, and bytes of stack (what was spilled lies there) and of local memory."""
 
+    architecture: str
     function: str
     registers: int
     stack: int
     local: int
 
 
+def by_architecture(text: str) -> list[tuple[str, str]]:
+    """(architecture, what is said of it) of every part of cuobjdump's output; an architecture may have several."""
+    parts = re.split(r"\narch = (\w+)\n", text)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def usage(name: str) -> list[Usage]:
     """Of every kernel and architecture."""
-    text = read_object(name, "--dump-resource-usage")
-    rows = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    return [Usage(function, *map(int, numbers)) for function, *numbers in rows]
+    return [
+        Usage(architecture, function, *map(int, numbers))
+        for architecture, text in by_architecture(read_object(name, "--dump-resource-usage"))
+        for function, *numbers in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    ]
 
 
-def machine_code(name: str) -> dict[str, str]:
-    """The instructions of every kernel; where it was compiled for several architectures, of all of them."""
-    found: dict[str, str] = {}
-    for text in re.split(r"\n\s*Function : ", read_object(name, "-sass"))[1:]:
-        function = text.split(maxsplit=1)[0]
-        found[function] = found.get(function, "") + text
-    return found
+def machine_code(name: str) -> dict[tuple[str, str], str]:
+    """The instructions by (architecture, kernel)."""
+    return instructions(read_object(name, "-sass"))
+
+
+def instructions(text: str) -> dict[tuple[str, str], str]:
+    """Those that cuobjdump lists, by (architecture, kernel)."""
+    return {
+        (architecture, part.split(maxsplit=1)[0]): part
+        for architecture, code in by_architecture(text)
+        for part in re.split(r"\n\s*Function : ", code)[1:]
+    }

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from compiled import machine_code, read_object, usage
+from compiled import instructions, machine_code, read_object, usage
 
 from tiledattn.backends import native_library
 
@@ -25,29 +25,56 @@ def name(request):
     return request.param
 
 
-def test_nothing_is_spilled(name):
-    kernels = [row for row in usage(name) if "attention_fwd" in row.function]
-    assert len(kernels) == KERNELS[name] * len(architectures(name))
-    for row in kernels:
-        assert (row.stack, row.local) == (0, 0), row
-    for function, text in machine_code(name).items():
-        assert not re.search(r"\b(LDL|STL)\b", text), function
+def kernels_of(name, found):
+    """The attention kernels among (architecture, function): all that there should be."""
+    wanted = architectures(name)
+    found = [(arch, function) for arch, function in found if "attention_fwd" in function and arch in wanted]
+    assert sorted(arch for arch, _ in found) == sorted(wanted * KERNELS[name])
+    return found
 
 
-def test_the_matrix_units_are_used(name):
+def assert_instructions(name, code):
+    """Every kernel has every wanted instruction on every architecture."""
     wanted = {
         "attention_sm80": ["HMMA.16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.LTC128B.128"],
         "attention_sm90": ["HGMMA.64x128x16.F32", "UTMALDG.5D", "SYNCS", "USETMAXREG"],
     }
-    kernels = {function: text for function, text in machine_code(name).items() if "attention_fwd" in function}
-    assert len(kernels) == KERNELS[name]
-    for function, text in kernels.items():
-        assert [word for word in wanted[name] if word not in text] == [], function
+    for kernel in kernels_of(name, code):
+        assert [word for word in wanted[name] if word not in code[kernel]] == [], kernel
+
+
+def test_nothing_is_spilled(name):
+    rows = {(row.architecture, row.function): row for row in usage(name)}
+    for kernel in kernels_of(name, rows):
+        assert (rows[kernel].stack, rows[kernel].local) == (0, 0), rows[kernel]
+    code = machine_code(name)
+    for kernel in kernels_of(name, code):
+        assert not re.search(r"\b(LDL|STL)\b", code[kernel]), kernel
+
+
+def test_the_matrix_units_are_used(name):
+    assert_instructions(name, machine_code(name))
+
+
+def test_an_architecture_without_the_instructions_is_noticed(monkeypatch):
+    monkeypatch.setattr(native_library, "build_report", lambda: {"cuda_architectures": ["sm_80", "sm_90a"]})
+    code = instructions(
+        "\n".join(
+            f"\nFatbin elf code:\n================\narch = {arch}\n\tcode for {arch}\n"
+            + "\n".join(f"\t\tFunction : attention_fwd{i}\n {words}" for i in range(8))
+            for arch, words in (("sm_80", "HMMA.16 LDSM.16.M88.4 LDGSTS.E.BYPASS.LTC128B.128"), ("sm_90a", "FFMA"))
+        )
+    )
+    assert len(code) == 16
+    with pytest.raises(AssertionError, match="sm_90a"):
+        assert_instructions("attention_sm80", code)
+    with pytest.raises(AssertionError):
+        assert_instructions("attention_sm80", {k: text for k, text in code.items() if k[0] == "sm_80"})
 
 
 def test_products_of_sm90_stay_asynchronous():
     """A compiler that has to wait after every product says so with a wait of its own: two or three per product."""
-    for function, text in machine_code("attention_sm90").items():
-        if "attention_fwd" in function:
-            products, waits = text.count("HGMMA"), text.count("WARPGROUP.DEPBAR")
-            assert 0 < waits < products / 2, (function, products, waits)
+    code = machine_code("attention_sm90")
+    for kernel in kernels_of("attention_sm90", code):
+        products, waits = code[kernel].count("HGMMA"), code[kernel].count("WARPGROUP.DEPBAR")
+        assert 0 < waits < products / 2, (kernel, products, waits)
