@@ -15,6 +15,7 @@ from tiledattn.backends import reference
 from tiledattn.geometry import attention_plan
 
 from . import peers
+from .variants import sm90_way
 from .ways import Call, Case, Inputs, Judge, Verdict, Way, budget, our_backends, random
 
 SDPA = {
@@ -50,9 +51,11 @@ class AttentionCase(Case):
         return random(shape, device, dtype, seed).unbind(0)
 
     def ours(self, device: torch.device) -> list[Way]:
-        """Every backend of the package that runs on the device."""
+        """Every backend of the package that runs on the device, and the kernel for sm_90a."""
         attend = partial(ta.cross_tile_attention, layout=self.layout, halo=self.halo)
-        return [Way(name, "ours", partial(_plain_call, partial(attend, backend=name))) for name in our_backends(device)]
+        names = our_backends(device)
+        found = [Way(name, "ours", partial(_plain_call, partial(attend, backend=name))) for name in names]
+        return [*found, sm90_way(attend, device)] if "cuda" in names else found
 
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
         """Ours, gathered K/V with each kind of SDPA, FlexAttention, a dense mask, no halo, the matrix product."""
@@ -72,9 +75,9 @@ class AttentionCase(Case):
             matrix_product(device, dtype),
         ]
 
-    def judge(self, inputs: Inputs) -> Judge:
+    def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
         """Some rows of every tile, batch entry and head, against float64."""
-        return AttentionJudge(self.layout, self.halo, inputs).verdict
+        return AttentionJudge(self.layout, self.halo, inputs, yardstick).verdict
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,11 @@ class MadeOnce:
 class AttentionJudge:
     """Sampled rows in float64 and in plain PyTorch; who sees what is asked of the reference, not of a plan."""
 
-    def __init__(self, layout: ta.TileLayout, halo: tuple[int, ...], inputs: Inputs) -> None:
+    def __init__(
+        self, layout: ta.TileLayout, halo: tuple[int, ...], inputs: Inputs, yardstick: torch.dtype | None = None
+    ) -> None:
         q = inputs[0]
+        plainly = tuple(x.to(yardstick or x.dtype) for x in inputs)
         tokens = layout.tile_positions
         some = torch.randperm(tokens, generator=torch.Generator().manual_seed(1))[: JUDGED_ROWS[q.device.type]]
         self.rows = torch.cat([some, torch.tensor([0, tokens - 1])]).unique().to(q.device)
@@ -154,7 +160,7 @@ class AttentionJudge:
             lists = [_halo_of(layout, halo, t) if with_halo else ([], []) for t in range(layout.num_tiles)]
             for exact in (True, False):
                 self.results[with_halo, exact] = torch.stack(
-                    [self._tile(inputs, t, *lists[t], exact) for t in range(layout.num_tiles)]
+                    [self._tile(inputs if exact else plainly, t, *lists[t], exact) for t in range(layout.num_tiles)]
                 )
 
     def _tile(self, inputs: Inputs, tile: int, tiles: list[int], tokens: list[int], exact: bool) -> Tensor:
@@ -212,7 +218,7 @@ def _case(
     return AttentionCase("attention", title, dtypes, ta.TileLayout(size, tile, 0, True), reach, heads, dim, batch)
 
 
-_BOTH = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float32")}
+_BOTH = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float32", "tf32")}
 _HALF = {"cuda": ("bfloat16", "float16")}
 _HALF_ON_GPU = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
 

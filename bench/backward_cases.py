@@ -52,13 +52,13 @@ class BackwardCase(forward.AttentionCase):
             forward.matrix_product(device, dtype),
         ]
 
-    def judge(self, inputs: Inputs) -> Judge:
+    def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
         """One head of one batch entry against float64, all for NaN."""
         rows = forward.rows_by_definition(self.layout, self.halo, inputs[0].device)
         by_hand = partial(peers.gather_and_attend, rows=rows)
         one = tuple(x[ONE].contiguous() for x in inputs)
         exact = _backward(by_hand, None, tuple(x.double() for x in one))()
-        plain = _backward(by_hand, None, one)()
+        plain = _backward(by_hand, None, tuple(x.to(yardstick or x.dtype) for x in one))()
 
         def verdict(found: Gradients, way: Way) -> Verdict:
             if not all(bool(x.isfinite().all()) for x in found):

@@ -11,6 +11,7 @@ import tiledattn as ta
 
 from . import attention_cases, backward_cases, tile_cases
 from .timing import Clock, CpuClock, CudaClock, measure
+from .variants import held, products, yardstick
 from .ways import DTYPES, Call, Case, Inputs, Judge, NotOfferedError, Way
 
 CASES: list[Case] = [*attention_cases.CASES, *tile_cases.CASES, *backward_cases.CASES]
@@ -29,11 +30,16 @@ def label(case: Case, dtype: str) -> str:
 @torch.no_grad()
 def run(case: Case, dtype: str, device: torch.device, seconds: float) -> dict[str, Any]:
     """Checks and times all ways of a case; the entry of `cases` in the run's JSON."""
+    with products(dtype):
+        return _run(case, dtype, device, seconds)
+
+
+def _run(case: Case, dtype: str, device: torch.device, seconds: float) -> dict[str, Any]:
     precision = DTYPES[dtype]
-    first = case.inputs(device, precision, 0)
+    first = held(case.inputs(device, precision, 0), dtype)
     clock = _clock(device, first)
-    sets = [first, *(case.inputs(device, precision, seed) for seed in range(1, clock.sets))]
-    judge = case.judge(first)
+    sets = [first, *(held(case.inputs(device, precision, seed), dtype) for seed in range(1, clock.sets))]
+    judge = case.judge(first, yardstick(dtype))
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, list[Call]] = {}
     for way in case.ways(device, precision):

@@ -55,11 +55,12 @@ class TileCase(Case):
             Way("a copy of the same bytes", "limit", self._copy),
         ]
 
-    def judge(self, inputs: Inputs) -> Judge:
+    def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
         """Blending against float64, the others bit by bit."""
         (x,) = inputs
         if self.operation == "blending":
-            exact, plain = peers.multidiffusion(x.double(), self.layout), peers.multidiffusion(x, self.layout)
+            exact = peers.multidiffusion(x.double(), self.layout)
+            plain = peers.multidiffusion(x.to(yardstick or x.dtype), self.layout)
             return lambda found, way: budget(found, plain, exact)
         right = (
             peers.slices(x, self.layout)

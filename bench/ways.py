@@ -16,7 +16,12 @@ Inputs = tuple[Tensor, ...]
 Call = Callable[[], Any]  # a tensor, or several
 Kind = Literal["ours", "peer", "bound", "limit"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,  # multiplied as tfloat32: bench/variants.py
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class NotOfferedError(Exception):
@@ -79,8 +84,11 @@ class Case(ABC):
         """Ours first, in the order in which "auto" tries them."""
 
     @abstractmethod
-    def judge(self, inputs: Inputs) -> Judge:
-        """Judges what a way made of these inputs, by float64."""
+    def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
+        """Judges what a way made of these inputs, by float64.
+
+        The budget is set by plain PyTorch in the precision of the inputs, or in `yardstick`, which holds them exactly.
+        """
 
 
 def our_backends(device: torch.device) -> list[str]:

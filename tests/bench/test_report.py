@@ -7,10 +7,22 @@ import pytest
 from benchmark_run import RUN
 
 from bench import report
+from bench.__main__ import earlier
 
 
 def test_a_run_is_valid_and_survives_json():
     assert report.validate(json.loads(json.dumps(RUN))) == RUN
+
+
+@pytest.mark.parametrize(
+    ("commit", "goes_on"),
+    [("93edb53", True), ("93edb53-dirty-0123456789ab", True), ("93edb53-dirty", False), ("unknown", False)],
+)
+def test_an_interrupted_run_goes_on_where_the_commit_names_the_sources(tmp_path, commit, goes_on):
+    run = broken(lambda r: r["environment"].update(commit=commit))
+    path = tmp_path / "benchmark.json"
+    path.write_text(json.dumps(run))
+    assert earlier(path, run["environment"]) == (run["cases"] if goes_on else [])
 
 
 def broken(change):
