@@ -23,6 +23,8 @@ _logger = logging.getLogger("tiledattn")
 
 _LAYOUT = TileLayout(size=(24, 40), tile=(16, 16), overlap=(0, 4), wrap=(False, True))
 
+_BOXES = TileLayout(size=(32, 32), tile=(16, 16), overlap=0, wrap=(False, True))  # a halo of 4 consists of 4x4 boxes
+
 Case = Callable[[ModuleType, torch.device, torch.dtype], Tensor]
 
 
@@ -37,14 +39,22 @@ def failed_self_check(
     if module is plain:
         return None
     try:
-        return _checked(module, plain, op, device, dtype, head_dim)
+        # products of float32 are other kernels where tfloat32 is allowed
+        precision = torch.backends.cuda.matmul.fp32_precision if dtype == torch.float32 else ""
+        return _checked(module, plain, op, device, dtype, head_dim, precision)
     except _NotNowError as reason:
         return str(reason)
 
 
 @cache
 def _checked(
-    module: ModuleType, plain: ModuleType, op: str, device: torch.device, dtype: torch.dtype, head_dim: int
+    module: ModuleType,
+    plain: ModuleType,
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    precision: str,
 ) -> str | None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise _NotNowError("it has not been checked on this device yet; call it once before capturing a graph")
@@ -86,8 +96,9 @@ def _cases(op: str, dtype: torch.dtype, head_dim: int) -> list[Case]:
     """Small calls of `op`, each a function of backend, device and precision."""
     if op == "cross_tile_attention":
         return [
-            _attention_case(dtype, head_dim, masked=False, lse=False),
-            _attention_case(dtype, head_dim, masked=True, lse=True),
+            _attention_case(_LAYOUT, 5, dtype, head_dim, masked=False, lse=False),
+            _attention_case(_LAYOUT, 5, dtype, head_dim, masked=True, lse=True),
+            _attention_case(_BOXES, 4, dtype, head_dim, masked=True, lse=True),
         ]
     if op == "cross_tile_attention_backward":
         return [
@@ -97,17 +108,19 @@ def _cases(op: str, dtype: torch.dtype, head_dim: int) -> list[Case]:
     return [_tiling_case(op, dtype)]
 
 
-def _attention_inputs(dtype: torch.dtype, head_dim: int, masked: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def _attention_inputs(
+    layout: TileLayout, dtype: torch.dtype, head_dim: int, masked: bool
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """q, k, v with three prefix tokens, and a mask of those."""
-    tiles, prefix = _LAYOUT.num_tiles, 3
-    q = _random(dtype, tiles, 2, prefix + _LAYOUT.tile_positions, 4, head_dim)
+    tiles, prefix = layout.num_tiles, 3
+    q = _random(dtype, tiles, 2, prefix + layout.tile_positions, 4, head_dim)
     k, v = _random(dtype, 2, *q.shape[:3], 2, head_dim).unbind(0)
     return (q, k, v), _random(torch.float32, tiles, 2, prefix) > 0 if masked else None
 
 
-def _attention_options(mask: Tensor | None, head_dim: int, lse: bool) -> dict[str, Any]:
+def _attention_options(layout: TileLayout, halo: int, mask: Tensor | None, head_dim: int, lse: bool) -> dict[str, Any]:
     return {
-        "plan": attention_plan(_LAYOUT, (5, 5)),
+        "plan": attention_plan(layout, (halo, halo)),
         "num_prefix_tokens": 3,
         "prefix_mask": mask,
         "halo_weight": 0.5,
@@ -120,11 +133,11 @@ def _flat(*parts: Tensor) -> Tensor:
     return torch.cat([x.flatten().cpu().double() for x in parts])
 
 
-def _attention_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
-    inputs, mask = _attention_inputs(dtype, head_dim, masked)
+def _attention_case(layout: TileLayout, halo: int, dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
+    inputs, mask = _attention_inputs(layout, dtype, head_dim, masked)
 
     def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
-        options = _attention_options(None if mask is None else mask.to(device), head_dim, lse)
+        options = _attention_options(layout, halo, None if mask is None else mask.to(device), head_dim, lse)
         return _flat(*backend.cross_tile_attention(*(x.to(device, precision) for x in inputs), **options))
 
     return run
@@ -132,12 +145,12 @@ def _attention_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) 
 
 def _gradient_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -> Case:
     """Gradients, from what the same backend's forward gave."""
-    inputs, mask = _attention_inputs(dtype, head_dim, masked)
+    inputs, mask = _attention_inputs(_LAYOUT, dtype, head_dim, masked)
     grad_out = _random(dtype, *inputs[0].shape)
     grad_lse = _random(torch.float32, *(grad_out.shape[d] for d in (0, 1, 3, 2))) if lse else None
 
     def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
-        options = _attention_options(None if mask is None else mask.to(device), head_dim, True)
+        options = _attention_options(_LAYOUT, 5, None if mask is None else mask.to(device), head_dim, True)
         tensors = [x.to(device, precision) for x in inputs]
         out, sums = backend.cross_tile_attention(*tensors, **options)
         grads = grad_out.to(device, precision), None if grad_lse is None else grad_lse.to(device, sums.dtype)

@@ -65,7 +65,7 @@ ARGUMENTS: list[tuple[str, Any, type[Exception], str]] = [
     ("num_steps", True, TypeError, "num_steps: got True"),
     ("size_conditioning", "picture", ValueError, "size_conditioning: got 'picture'; known are tile, crop, canvas"),
     ("size_conditioning", None, TypeError, "size_conditioning: got None"),
-    ("backend", "cuda", ValueError, "backend: got 'cuda'; known are auto, "),
+    ("backend", "opencl", ValueError, "backend: got 'opencl'; known are auto, "),
     ("backend", None, TypeError, "backend: got None"),
     ("unit", "metre", ValueError, "unit: got 'metre'; known are pixel, latent"),
     ("unit", 8, TypeError, "unit: got 8"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +15,11 @@ from torch import Tensor
 from ..geometry import AttentionPlan
 from ..geometry.plan import Rectangle
 from .rotary import make_pool, pool_turns, turn_queries
-from .tables import shared
+from .tables import cached
 
 MAX_HEAD_DIM = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 SM90_VARIABLE = "TILEDATTN_SM90"  # 1: the sm_90a kernel on Hopper, though it has not been proven there
+SM90_OPERATOR = "cross_tile_attention_cuda_sm90"  # only in a library that was built for sm_90a
 CHUNK_BYTES = 16  # that a kernel moves at once
 
 
@@ -35,8 +35,7 @@ class HaloTokens(NamedTuple):
     halo: Tensor  # int32 [starts[-1], 2]
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def halo_tokens(plan: AttentionPlan, device: torch.device) -> HaloTokens:
     """The plan's halo on `device`, cached by value.
 
@@ -65,8 +64,7 @@ class HaloBoxes(NamedTuple):
     box_columns: int
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def halo_boxes(plan: AttentionPlan, device: torch.device) -> HaloBoxes | None:
     """The plan's halo on `device` as boxes, cached by value; None where its rectangles don't consist of such boxes."""
     tile = plan.layout.tile
@@ -159,7 +157,7 @@ def _asked_for_sm90(device: torch.device) -> bool:
     """Whether the sm_90a kernel is to be used: it has not been proven yet, so only where it is asked for."""
     if os.environ.get(SM90_VARIABLE) != "1" or device.type != "cuda":
         return False
-    return torch.cuda.get_device_capability(device) == (9, 0)
+    return torch.cuda.get_device_capability(device) == (9, 0) and hasattr(torch.ops.tiledattn, SM90_OPERATOR)
 
 
 def _takes_boxes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -184,7 +182,7 @@ def _launch(*arguments: object) -> None:
 
 
 def _launch_boxes(*arguments: object) -> None:
-    torch.ops.tiledattn.cross_tile_attention_cuda_sm90(*arguments)
+    getattr(torch.ops.tiledattn, SM90_OPERATOR)(*arguments)
 
 
 def _on_chunks(x: Tensor, padding: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..geometry import TileLayout
 from ..geometry.axis import Axis, axis_origins, axis_ring
 from ..geometry.cover import axis_cover, axis_ring_table, axis_run
-from .tables import shared
+from .tables import cached
 
 _MOST = 8  # elements that one access moves
 
@@ -47,8 +46,7 @@ def ring_unit(axis: Axis, before: int, after: int) -> int:
     return math.gcd(_MOST, *ends)
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def extract_tables(layout: TileLayout, device: torch.device) -> PlaceTables:
     """Places of the tiles' positions on the canvas, which counts as one tile: [tiles on the axis, tile, 2]."""
     tables = []
@@ -58,8 +56,7 @@ def extract_tables(layout: TileLayout, device: torch.device) -> PlaceTables:
     return PlaceTables(tuple(tables), axis_run(layout.axes[-1], _MOST))
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def blend_tables(layout: TileLayout, device: torch.device) -> PlaceTables:
     """The tiles that cover each position of the canvas, ascending: [size, covers, 2]."""
     covers = [axis_cover(axis) for axis in layout.axes]
@@ -67,8 +64,7 @@ def blend_tables(layout: TileLayout, device: torch.device) -> PlaceTables:
     return PlaceTables(tables, axis_run(layout.axes[-1], _MOST))
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def pad_tables(layout: TileLayout, pad: Pad, device: torch.device) -> PlaceTables:
     """Places of the padded tiles' positions in the tiles: [tiles on the axis, before + tile + after, 2]."""
     rings = [axis_ring_table(axis, *ends) for axis, ends in zip(layout.axes, pad, strict=True)]

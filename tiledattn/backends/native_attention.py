@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..geometry import AttentionPlan
 from ..geometry.plan import Rectangle
 from .rotary import make_pool, pool_turns, turn_queries
-from .tables import shared
+from .tables import cached
 
 
 class TokenRuns(NamedTuple):
@@ -30,8 +29,7 @@ class TokenRuns(NamedTuple):
     runs: Tensor  # int32 [starts[-1], 2], of (start, length)
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def token_runs(plan: AttentionPlan) -> TokenRuns:
     """The runs of a plan, cached by value.
 

@@ -7,14 +7,13 @@ the axis's length as well.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..geometry import AttentionPlan
-from .tables import shared
+from .tables import cached
 
 # what one step of a rotation may hold besides its result
 STEP_BYTES = {"cpu": 4 << 20}
@@ -30,8 +29,7 @@ class Turns(NamedTuple):
     interleaved: bool
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def _pool(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, Tensor]:
     """Canvas positions of the pool's tiles, float64 [T', axes], and which tiles its copies are of, int64 [T' - T]."""
     layout = plan.layout

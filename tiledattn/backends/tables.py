@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,15 +17,30 @@ Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 
-def shared(make: Callable[Args, Result]) -> Callable[Args, Result]:
-    """For functions whose tensors are cached: makes them usable in training too when first made in inference mode."""
+_captured: dict[int, object] = {}  # tables that a CUDA graph reads whenever it is replayed
 
-    @wraps(make)
-    def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Result:
-        with torch.inference_mode(False), torch.no_grad():
-            return make(*args, **kwargs)
 
-    return wrapper
+def cached(most: int) -> Callable[[Callable[Args, Result]], Callable[Args, Result]]:
+    """For functions that make tables: keeps the last `most` results, by value, and for good those that are asked for
+    while a CUDA graph is being captured. Tables that are first made in inference mode serve in training too.
+    """
+
+    def decorate(make: Callable[Args, Result]) -> Callable[Args, Result]:
+        @lru_cache(maxsize=most)
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            with torch.inference_mode(False), torch.no_grad():
+                return make(*args, **kwargs)
+
+        @wraps(make)
+        def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+            tables: Result = remembered(*args, **kwargs)  # type: ignore[arg-type]
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+                _captured[id(tables)] = tables
+            return tables
+
+        return wrapper
+
+    return decorate
 
 
 class AttentionTables(NamedTuple):
@@ -40,8 +55,7 @@ class AttentionTables(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # int32 [starts[-1]]; hides tuple.index, which nobody calls
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def attention_tables(plan: AttentionPlan, device: torch.device) -> AttentionTables:
     """The plan's tables on `device`."""
     starts, index = plan.table
@@ -66,23 +80,20 @@ class ReverseTables(NamedTuple):
     borrowers: Tensor  # int32, tile deltas borrower - lender
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def reverse_tables(plan: AttentionPlan, device: torch.device) -> ReverseTables:
     """The reversed plan's tables on `device`."""
     found = reversed_plan(plan)
     return ReverseTables(*(torch.from_numpy(x).to(device) for x in (found.class_of_lender, *found.table)))
 
 
-@lru_cache(maxsize=32)
-@shared
+@cached(32)
 def group_members(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, ...]:
     """The tiles of each of `AttentionPlan.groups` on `device`, int64."""
     return tuple(torch.from_numpy(members).to(device) for _, members in plan.groups)
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def window_tables(layout: TileLayout, kind: str, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """`normalized_windows` on `device`: per axis [tiles on the axis, tile]."""
     return tuple(torch.tensor(table, dtype=dtype, device=device) for table in normalized_windows(layout, kind))

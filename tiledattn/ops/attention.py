@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dispatch import check_name, saves_lse
 from ..geometry import TileLayout, normalize_halo
-from . import library
+from . import calling
 from .checks import check_bool, check_int, check_layout, check_number, check_same, check_tensor
 from .rotary import Rotary, check_rotary
 
@@ -130,7 +130,7 @@ def cross_tile_attention(
     # the backward of some backends reads the lse
     with_lse = return_lse or (_needs_gradient(q, k, v) and saves_lse(check_name(backend), q.device.type, q.dtype))
     numbers = (prefix, step_weight, factor, with_lse)
-    out, lse = library.cross_tile_attention(
+    out, lse = calling.cross_tile_attention(
         q, k, v, prefix_mask, ints, list(reach), *numbers, frequencies, interleaved, check_name(backend)
     )
     return (out, lse) if return_lse else out

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dispatch import check_name
 from ..geometry import WINDOWS, TileLayout
-from . import library
+from . import calling
 from .checks import check_canvas, check_layout, check_tensor, check_tiles
 
 Window = str | Sequence[Tensor]
@@ -32,7 +32,7 @@ def extract_tiles(canvas: Tensor, layout: TileLayout, *, backend: str = "auto") 
         BackendUnavailableError: the named backend can't take this call, with the reason.
     """
     check_layout(layout)
-    return library.extract_tiles(check_canvas(canvas, layout), layout.as_ints(), check_name(backend))
+    return calling.extract_tiles(check_canvas(canvas, layout), layout.as_ints(), check_name(backend))
 
 
 def blend_tiles(tiles: Tensor, layout: TileLayout, window: Window = "hann", *, backend: str = "auto") -> Tensor:
@@ -62,7 +62,7 @@ def blend_tiles(tiles: Tensor, layout: TileLayout, window: Window = "hann", *, b
     check_layout(layout)
     x = check_tiles(tiles, layout)
     kind, tables = _check_window(window, layout, x)
-    return library.blend_tiles(x, tables, layout.as_ints(), kind, check_name(backend))
+    return calling.blend_tiles(x, tables, layout.as_ints(), kind, check_name(backend))
 
 
 def _check_window(window: object, layout: TileLayout, tiles: Tensor) -> tuple[str, list[Tensor]]:

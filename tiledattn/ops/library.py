@@ -18,7 +18,7 @@ from .. import dispatch
 from ..backends import pytorch
 from ..backends.tables import custom_window_tables, window_tables
 from ..geometry import AttentionPlan, TileLayout, attention_plan
-from .registering import LIB, define, like, without_autocast
+from .registering import LIB, define, like
 
 Grads = tuple[Tensor | None, ...]
 
@@ -99,10 +99,13 @@ def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor
 def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, mask, layout, halo, prefix, weight, scale, return_lse, frequencies, interleaved, backend = inputs
     ctx.places, ctx.numbers, ctx.interleaved = (layout, halo, prefix), (scale, return_lse), interleaved
-    # asked for here: gradients of a GPU's tensors are computed in a thread with surroundings of its own
-    ctx.backend = dispatch.preferred("cross_tile_attention_backward", backend)
+    # asked for here: gradients of a GPU's tensors are computed in a thread with surroundings of its own; a graph that
+    # is being traced asks when it runs, or the surroundings of the first call would stay in it
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    ctx.backend = backend if traced else dispatch.preferred("cross_tile_attention_backward", backend)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, mask, weight, frequencies, *output)
+    # without the lse nobody reads them: the result may then be changed in place
+    ctx.save_for_backward(q, k, v, mask, weight, frequencies, *(output if return_lse else (None, None)))
 
 
 def _first_derivative_only(op: str) -> None:
@@ -115,7 +118,9 @@ def _attention_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | No
     if grad_out is None and grad_lse is None:
         return (None,) * 13
     q, k, v, mask, weight, frequencies, out, lse = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    if out is None:
+        out, lse = q.new_empty(0), q.new_empty(0, dtype=accumulator(q.dtype))
+    grad_out = torch.zeros_like(q) if grad_out is None else grad_out
     op = torch.ops.tiledattn.cross_tile_attention_backward
     rest = (*ctx.places, weight, *ctx.numbers, frequencies, ctx.interleaved, ctx.backend)
     return (*op(grad_out, grad_lse, out, lse, q, k, v, mask, *rest), *(None,) * 10)
@@ -354,57 +359,3 @@ def _linear_fake(name: str) -> Callable[..., Tensor]:
 
 
 _register()
-
-
-def _nobody_listens(*tensors: Tensor) -> bool:
-    """Whether a call could only come out at the operator's own function: no gradients, tracing, modes or transforms."""
-    return not (
-        torch.compiler.is_compiling()
-        or any(type(x) is not Tensor for x in tensors)
-        or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
-
-
-_attention_directly = without_autocast(_attention)
-
-
-def cross_tile_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """The operator; past torch's dispatcher, which takes 15 us, where nobody listens there."""
-    if _nobody_listens(q, k, v):
-        direct: tuple[Tensor, Tensor] = _attention_directly(q, k, v, *rest)
-        return direct
-    found: tuple[Tensor, Tensor] = torch.ops.tiledattn.cross_tile_attention.default(q, k, v, *rest)
-    return found
-
-
-_extract_directly, _blend_directly = without_autocast(_extract), without_autocast(_blend)
-_pad_directly = without_autocast(_pad)
-
-
-def extract_tiles(canvas: Tensor, *rest: Any) -> Tensor:
-    """The operator, in the same way."""
-    op = _extract_directly if _nobody_listens(canvas) else torch.ops.tiledattn.extract_tiles.default
-    found: Tensor = op(canvas, *rest)
-    return found
-
-
-def blend_tiles(tiles: Tensor, windows: list[Tensor], *rest: Any) -> Tensor:
-    """The operator, in the same way."""
-    op = _blend_directly if _nobody_listens(tiles, *windows) else torch.ops.tiledattn.blend_tiles.default
-    found: Tensor = op(tiles, windows, *rest)
-    return found
-
-
-def pad_tiles(tiles: Tensor, *rest: Any) -> Tensor:
-    """The operator, in the same way."""
-    op = _pad_directly if _nobody_listens(tiles) else torch.ops.tiledattn.pad_tiles.default
-    found: Tensor = op(tiles, *rest)
-    return found
-
-
-group_norm_tiles: Callable[..., Tensor] = torch.ops.tiledattn.group_norm_tiles

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..dispatch import check_name
 from ..geometry import TileLayout
-from . import library
+from . import calling
 from .checks import check_int, check_layout, check_number, check_same, check_tensor, check_tiles
 
 SCOPES = ("tile", "neighbours", "canvas")
@@ -65,4 +65,4 @@ def group_norm_tiles(
     if scope not in SCOPES:
         raise ValueError(f"scope: got {scope!r}; known are {', '.join(SCOPES)}")
     epsilon = check_number("eps", eps, 0.0, 1e30)
-    return library.group_norm_tiles(x, weight, bias, layout.as_ints(), groups, epsilon, scope, check_name(backend))
+    return calling.group_norm_tiles(x, weight, bias, layout.as_ints(), groups, epsilon, scope, check_name(backend))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dispatch import check_name
 from ..geometry import TileLayout
-from . import library
+from . import calling
 from .checks import check_int, check_layout, check_tiles
 
 
@@ -45,4 +45,4 @@ def pad_tiles(tiles: Tensor, layout: TileLayout, pad: int | Sequence[int], *, ba
     for axis, (amount, length) in enumerate(zip(amounts, layout.size, strict=True)):
         if amount > length:
             raise ValueError(f"pad[{axis}]: got {amount}; it must be at most the canvas's {length}")
-    return library.pad_tiles(x, layout.as_ints(), amounts, check_name(backend))
+    return calling.pad_tiles(x, layout.as_ints(), amounts, check_name(backend))

@@ -296,5 +296,5 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale
 
 def _attend_rows(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     logits = q @ keys if bias is None else q @ keys + bias
-    lse = torch.logsumexp(logits, dim=-1)
-    return torch.exp(logits - lse[..., None]) @ values, lse
+    # not exp(logits - lse): a large lse is rounded, and the weights would no longer sum to 1
+    return torch.softmax(logits, dim=-1) @ values, torch.logsumexp(logits, dim=-1)

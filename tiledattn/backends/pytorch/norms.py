@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...geometry import TileLayout
 from ...geometry.axis import axis_nearness, axis_owned
-from ..tables import shared
+from ..tables import cached
 
 
 def group_norm_tiles(
@@ -65,8 +65,7 @@ def _tile_moments(x: Tensor, layout: TileLayout) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-@lru_cache(maxsize=64)
-@shared
+@cached(64)
 def _owned_positions(layout: TileLayout, device: torch.device) -> Tensor:
     """Bool [T, N]: the positions of each tile that it owns."""
     owned = np.ones((1, 1), dtype=np.bool_)
@@ -102,8 +101,7 @@ def _sum_axis(x: Tensor, d: int, places: Tensor, shares: Tensor) -> Tensor:
     return (picked * shares.view(*shares.shape, *(1,) * (picked.ndim - d - 2))).sum(d + 1)
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def _axis_shares(
     layout: TileLayout, d: int, scope: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

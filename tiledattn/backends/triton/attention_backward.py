@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import triton
 from torch import Tensor
 
 from ...geometry import AttentionPlan, reversed_plan
-from ..tables import attention_tables, reverse_tables, shared
+from ..tables import attention_tables, cached, reverse_tables
 from .attention import LOG2E, divider
 from .attention_backward_kernel import attention_delta_kernel, cross_tile_attention_bwd_q_kernel
 from .attention_backward_keys_kernel import cross_tile_attention_bwd_kv_kernel
@@ -36,8 +35,7 @@ class WorkItems(NamedTuple):
     places: Tensor  # int32, places in a sequence
 
 
-@lru_cache(maxsize=64)
-@shared
+@cached(64)
 def work_items(plan: AttentionPlan, prefix: int, block: int, device: torch.device) -> WorkItems:
     """The reversed plan's cells, and the prefix, cut into blocks of `block` keys."""
     cell_starts, cells, tokens, _ = reversed_plan(plan).table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from ...geometry import TileLayout
 from ...geometry.axis import Axis, axis_origins
 from ...geometry.cover import axis_cover, axis_ring_table, axis_run
-from ..tables import shared
+from ..tables import cached
 from .launch import needs_wide_offsets, on_device, shared_unit
 from .tiles_kernel import blend_tiles_fwd_kernel, extract_tiles_fwd_kernel, pad_tiles_fwd_kernel
 
@@ -44,8 +43,7 @@ def _three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
     return (missing,) * (3 - len(values)) + tuple(values)
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def _origin_tables(layout: TileLayout, run: int, device: torch.device) -> tuple[Tensor, ...]:
     runs = (1, 1, run)
     return tuple(
@@ -54,8 +52,7 @@ def _origin_tables(layout: TileLayout, run: int, device: torch.device) -> tuple[
     )
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def _cover_tables(layout: TileLayout, run: int, device: torch.device) -> _Tables:
     """`axis_cover` of each axis; along x, of the first position of each run, in runs."""
     covers = [axis_cover(axis) for axis in _axes(layout)]
@@ -66,8 +63,7 @@ def _cover_tables(layout: TileLayout, run: int, device: torch.device) -> _Tables
     )
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def _ring_tables(layout: TileLayout, pad: tuple[tuple[int, int], ...], device: torch.device) -> _Tables:
     pads = ((0, 0),) * (3 - len(pad)) + pad
     rings = [axis_ring_table(axis, *ends) for axis, ends in zip(_axes(layout), pads, strict=True)]
@@ -77,8 +73,7 @@ def _ring_tables(layout: TileLayout, pad: tuple[tuple[int, int], ...], device: t
     )
 
 
-@lru_cache(maxsize=256)
-@shared
+@cached(256)
 def _unit_weights(device: torch.device) -> Tensor:
     return torch.ones(1, dtype=torch.float32, device=device)
 
