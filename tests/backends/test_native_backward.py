@@ -1,4 +1,4 @@
-"""Gradients of cross-tile attention by the native library, against float64 autograd of attention by hand."""
+"""Gradients of the native library: instruction sets, threads, memory, tables; the rest: tests/ops/test_gradients.py."""
 
 import math
 import subprocess
@@ -8,10 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ops.rotary_by_hand import by_hand as rotary_by_hand
-from support import assert_within_budget, attention_inputs, halos, layouts, plain_attention, plain_lse
+from gradients import (
+    assert_gradients_within_budget,
+    exact_gradients,
+    found_gradients,
+    plain_gradients,
+    random_gradients,
+)
+from support import attention_inputs
 
 import tiledattn as ta
 from tiledattn.backends import native
@@ -23,7 +27,6 @@ reason = native.probe()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-FORMS = ["contiguous", "strided", "fused", "narrowed"]
 
 
 def known_sets():
@@ -39,125 +42,53 @@ def instruction_set(request):
     native.instruction_set("auto")
 
 
-def by_hand(q, k, v, layout, halo, **arguments):
-    """Gather and SDPA tile by tile, and the lse by logits: both differentiable."""
-    return plain_attention(q, k, v, layout, halo, **arguments), plain_lse(q, k, layout, halo, **arguments)
+def judges(tensors, lse, layout, halo, **arguments):
+    """Gradients of plain PyTorch, and of the float64 reference."""
+    grads = random_gradients(tensors[0], lse)
+    return [make(tensors, grads, layout, halo, **arguments) for make in (plain_gradients, exact_gradients)]
 
 
-def gradients(attend, inputs, grads, dtype):
-    """Gradients of q, k and v in a precision, with respect to out alone or to both results."""
-    leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
-    results = attend(*leaves)[: len(grads)]
-    return torch.autograd.grad(results, leaves, [g.to(r.dtype) for g, r in zip(grads, results, strict=True)])
-
-
-def random_grads(q, lse):
-    """Gradients of out and, where wanted, of the lse."""
-    generator = torch.Generator().manual_seed(7)
-    tiles, batch, sequence, heads, _ = q.shape
-    grads = [torch.randn(q.shape, generator=generator, dtype=torch.float64).to(q.dtype)]
-    return grads + [torch.randn(tiles, batch, heads, sequence, generator=generator)] * lse
-
-
-def judges(inputs, lse, **options):
-    """Gradients by hand, in the inputs' precision and in float64."""
-    grads = random_grads(inputs[0], lse)
-    return [gradients(partial(by_hand, **options), inputs, grads, dtype) for dtype in (inputs[0].dtype, torch.float64)]
-
-
-def check(inputs, *, lse=False, judged=None, **options):
-    """The budget per gradient, and equal bits when it is run again; returns the gradients."""
-    ours = partial(ta.cross_tile_attention, return_lse=True, backend="cpu", **options)
-    found, again = (gradients(ours, inputs, random_grads(inputs[0], lse), inputs[0].dtype) for _ in range(2))
-    plain, exact = judged or judges(inputs, lse, **options)
-    for x, one, other, rough, fine in zip(inputs, found, again, plain, exact, strict=True):
-        assert (one.shape, one.dtype) == (x.shape, x.dtype)
-        assert torch.equal(one, other)
-        assert_within_budget(one, rough, fine)
-    return found
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data(), layouts(), st.sampled_from(DTYPES), st.sampled_from(FORMS))
-def test_gradients_stay_within_the_budget(data, layout, dtype, form):
-    if layout.tile_positions == 1:
-        return  # its gradients may be nothing but rounding errors: see below
-    prefix, batch = data.draw(st.sampled_from([0, 1, 3])), data.draw(st.integers(1, 2))
-    halo = data.draw(halos(layout))
-    inputs = attention_inputs(
-        layout,
-        batch=batch,
-        prefix=prefix,
-        heads=4,
-        kv_heads=data.draw(st.sampled_from([1, 2, 4])),
-        dim=data.draw(st.sampled_from([1, 5, 8])),
-        dtype=dtype,
-        seed=data.draw(st.integers(0, 99)),
-        form=form,
-    )
-    mask = None
-    if prefix and data.draw(st.booleans()):
-        mask = torch.rand(layout.num_tiles, batch, prefix, generator=torch.Generator().manual_seed(2)) < data.draw(
-            st.sampled_from([0.0, 0.5])
-        )
-    check(
-        inputs,
-        layout=layout,
-        halo=halo,
-        lse=data.draw(st.booleans()),
-        num_prefix_tokens=prefix,
-        prefix_mask=mask,
-        halo_weight=data.draw(st.sampled_from([1.0, 0.4, 0.0])),
-        scale=data.draw(st.sampled_from([None, 0.7, -0.3])),
-    )
+def check(tensors, layout, halo, *, lse=False, judged=None, **arguments):
+    """The budget per gradient, and equal bits when it is run again."""
+    grads = random_gradients(tensors[0], lse)
+    found = found_gradients(tensors, grads, layout, halo, backend="cpu", **arguments)
+    assert_gradients_within_budget(found, *(judged or judges(tensors, lse, layout, halo, **arguments)))
 
 
 @cache
 def large_case(dtype, dim):
     """2 tiles of 768 canvas tokens, 2 heads on one key head: more than a chunk and a panel of each."""
     layout = ta.TileLayout((32, 48), (16, 48))
-    inputs = attention_inputs(layout, prefix=19, heads=2, kv_heads=1, dim=dim, dtype=dtype, form="strided")
+    tensors = attention_inputs(layout, prefix=19, heads=2, kv_heads=1, dim=dim, dtype=dtype, form="strided")
     mask = torch.rand(2, 1, 19, generator=torch.Generator().manual_seed(0)) < 0.5
-    options = {"layout": layout, "halo": "all", "num_prefix_tokens": 19, "prefix_mask": mask, "halo_weight": 0.3}
-    return inputs, options, judges(inputs, True, **options)
+    arguments = {"num_prefix_tokens": 19, "prefix_mask": mask, "halo_weight": 0.3}
+    return (tensors, layout, "all"), arguments, judges(tensors, True, layout, "all", **arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [40, 72])
 def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
-    inputs, options, judged = large_case(dtype, dim)
-    check(inputs, lse=True, judged=judged, **options)
+    case, arguments, judged = large_case(dtype, dim)
+    check(*case, lse=True, judged=judged, **arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set_with_wrap_and_overlap(instruction_set, dtype):
     layout = ta.TileLayout((20, 18), (8, 9), (3, 0), True)
-    check(attention_inputs(layout, batch=2, heads=3, dim=16, dtype=dtype), lse=True, layout=layout, halo=3)
-
-
-def test_a_single_key_has_weight_one():
-    layout = ta.TileLayout(4, 1)
-    inputs = attention_inputs(layout, dim=8)
-    grads = random_grads(inputs[0], False)
-    options = {"layout": layout, "halo": 0, "return_lse": True, "backend": "cpu"}
-    dq, dk, dv = gradients(partial(ta.cross_tile_attention, **options), inputs, grads, torch.float32)
-    torch.testing.assert_close(dv, grads[0])
-    size = 8**-0.5 * torch.finfo(torch.float32).eps * 8  # of a rounding error of dp or delta, times k or q
-    assert dq.abs().max() <= size * grads[0].abs().max() * inputs[2].abs().max() * inputs[1].abs().max()
-    assert dk.abs().max() <= size * grads[0].abs().max() * inputs[2].abs().max() * inputs[0].abs().max()
+    check(attention_inputs(layout, batch=2, heads=3, dim=16, dtype=dtype), layout, 3, lse=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_result_does_not_depend_on_the_number_of_threads(dtype):
     layout = ta.TileLayout((48, 48), 16, 0, True)
-    inputs = attention_inputs(layout, prefix=3, heads=2, dim=64, dtype=dtype)
-    grads, results = random_grads(inputs[0], True), []
-    options = {"num_prefix_tokens": 3, "return_lse": True, "backend": "cpu"}
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        attend = partial(ta.cross_tile_attention, layout=layout, halo=6, **options)
-        results.append(gradients(attend, inputs, grads, dtype))
-    torch.set_num_threads(1)
+    tensors = attention_inputs(layout, prefix=3, heads=2, dim=64, dtype=dtype)
+    grads, results = random_gradients(tensors[0], True), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(found_gradients(tensors, grads, layout, 6, num_prefix_tokens=3, backend="cpu"))
+    finally:
+        torch.set_num_threads(1)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -166,15 +97,16 @@ def test_large_and_tiny_logits(instruction_set):
     layout = ta.TileLayout((6, 6), 3)
     for size in (1e-20, 30.0, 1e3):
         q, k, v = attention_inputs(layout)
-        check((q * size, k, v), layout=layout, halo=1)
+        check((q * size, k, v), layout, 1)
 
 
 def test_nan_stays_where_it_is_seen(instruction_set):
     layout = ta.TileLayout(12, 4)
     q, k, v = attention_inputs(layout, batch=2)
     q[1, 0, 2, 1, 3] = math.nan
-    attend = partial(ta.cross_tile_attention, layout=layout, halo=2, return_lse=True, backend="cpu")
-    dq, dk, dv = gradients(attend, (q, k, v), random_grads(q, False), torch.float32)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
+    dq, dk, dv = torch.autograd.grad(out, leaves, random_gradients(q, False)[0])
     expected = torch.zeros(dq.shape, dtype=torch.bool)
     expected[1, 0, 2, 1] = True
     assert torch.equal(dq.isnan(), expected)
@@ -184,43 +116,15 @@ def test_nan_stays_where_it_is_seen(instruction_set):
     assert torch.equal(dv.isnan(), seen)
 
 
-def test_only_what_is_asked_for():
-    layout = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
-    inputs = attention_inputs(layout, heads=4, kv_heads=2)
-    whole = check(inputs, layout=layout, halo=2)
-    grads = random_grads(inputs[0], False)
-    for place in range(3):
-        leaves = [x.detach().requires_grad_(number == place) for number, x in enumerate(inputs)]
-        out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
-        assert torch.equal(torch.autograd.grad(out, leaves[place], grads)[0], whole[place])
-
-
-def test_a_gradient_that_is_one_number_everywhere():
-    layout = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
-    leaves = [x.requires_grad_() for x in attention_inputs(layout)]
-    found = torch.autograd.grad(ta.cross_tile_attention(*leaves, layout, 2, backend="cpu").sum(), leaves)
-    out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
-    for one, other in zip(found, torch.autograd.grad(out, leaves, torch.ones_like(out)), strict=True):
-        assert torch.equal(one, other)
-
-
 def test_without_the_lse_of_the_forward_it_is_made_again():
     layout = ta.TileLayout((6, 8), (3, 4), 1, (False, True))
     q, k, v = attention_inputs(layout)
     options = {"plan": attention_plan(layout, (2, 2)), "num_prefix_tokens": 0, "prefix_mask": None, "scale": 0.5}
     options |= {"halo_weight": 0.5, "return_lse": True}
     out, lse = native.cross_tile_attention(q, k, v, **options)
-    backward = partial(native.cross_tile_attention_backward, random_grads(q, False)[0], None, q, k, v, out)
+    backward = partial(native.cross_tile_attention_backward, random_gradients(q, False)[0], None, q, k, v, out)
     for a, b in zip(backward(lse, **options), backward(lse[:0], **options), strict=True):
         assert torch.equal(a, b)
-
-
-def test_empty_batches():
-    layout = ta.TileLayout(8, 4)
-    leaves = [x[:, :0].requires_grad_() for x in attention_inputs(layout, batch=1)]
-    out = ta.cross_tile_attention(*leaves, layout, 2, backend="cpu")
-    for x, grad in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
-        assert grad.shape == x.shape
 
 
 @pytest.mark.parametrize("dim", [1, 64, 128, 256])
@@ -373,17 +277,3 @@ def test_offsets_beyond_two_to_the_31():
         found.append(torch.autograd.grad(ta.cross_tile_attention(*leaves, layout, 2, backend="cpu"), leaves, [x]))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("wrap", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rotary_gradients_fold_what_lies_across_a_wrap(dtype, wrap):
-    layout, turn = ta.TileLayout((6, 8), (3, 4), 0, wrap), ta.Rotary(torch.tensor([[0.5, 0.2], [1.5, 0.1]]), True)
-    inputs = attention_inputs(layout, batch=2, prefix=1, heads=4, kv_heads=2, dim=6, dtype=dtype)
-    options = {"layout": layout, "halo": 2}
-    grads = random_grads(inputs[0], True)
-    plain, exact = (
-        gradients(partial(rotary_by_hand, turn=turn, prefix=1, **options), inputs, grads, kind)
-        for kind in (dtype, torch.float64)
-    )
-    check(inputs, lse=True, judged=(plain, exact), rotary=turn, num_prefix_tokens=1, **options)

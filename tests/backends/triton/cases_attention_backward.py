@@ -153,7 +153,7 @@ def test_results_do_not_depend_on_strides():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_wide_offsets_and_further_runs_change_nothing(dtype):
-    layout = ta.TileLayout((5, 9), (5, 4), (0, 1), (False, True))
+    layout = ta.TileLayout((5, 6), (5, 3), 0, (False, True))
     tensors = attention_inputs(layout, prefix=3, heads=2, kv_heads=1, dim=24, dtype=dtype)
     mask = torch.tensor([True, False, True]).expand(layout.num_tiles, 1, 3)
     grads, plan = random_gradients(tensors[0], True), plan_of(layout, 2)
@@ -176,8 +176,7 @@ def test_tiles_further_apart_than_32_bit_offsets():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize(("wrap", "interleaved"), [(False, True), (True, False)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rotary(dtype, wrap, interleaved):
     layout = ta.TileLayout((4, 12), (2, 6), 0, (False, wrap))
@@ -230,11 +229,15 @@ def test_a_halo_that_is_left_out_is_noticed():
         assert_gradients_within_budget(found, plain, exact)
 
 
+def there(q, k, v):
+    """Attention of a layer on the CPU, by the kernels where they run."""
+    return attention("triton")(*(x.to(DEVICE) for x in (q, k, v))).to(q.device)
+
+
 def test_a_layer_learns():
-    if DEVICE.type == "cpu":
-        assert_gradients_are_right(attention("triton"))
-        found = losses(make_layer(attention("triton")), 2)
-        assert found[2] < found[1] < found[0]
+    assert_gradients_are_right(there)
+    before, after = losses(make_layer(there), 1)
+    assert after < before
 
 
 @pytest.mark.parametrize("block", [4, 16, 64])
