@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "cuda/attention.h"
 #include "tiledattn/hopper_layout.h"
@@ -21,8 +22,9 @@ inline BoxedTensor boxed(const void* data, int64_t head_dim, const int64_t (&siz
   BoxedTensor found = {data, {static_cast<uint64_t>(head_dim)}, {2}, {kPanelColumns, box_1, box_2, 1, 1}};
   for (int i = 0; i < 4; ++i) {
     found.size[i + 1] = static_cast<uint64_t>(size[i]);
-    // a dim of one entry may have any stride, but the copy engine wants a sensible one
-    found.stride[i + 1] = size[i] == 1 ? 16 : static_cast<uint64_t>(2 * stride[i]);
+    // torch gives a dim of one entry any stride, the driver promises to take what the dim before it spans
+    const uint64_t span = (found.size[i] * found.stride[i] + 15) / 16 * 16;
+    found.stride[i + 1] = size[i] == 1 ? span : static_cast<uint64_t>(2 * stride[i]);
   }
   return found;
 }

@@ -13,8 +13,12 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
 Encode find_encode() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult status;
-  const cudaError_t error =
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status);
+  const char* name = "cuTensorMapEncodeTiled";
+#if CUDART_VERSION < 12050
+  const cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &status);
+#else
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &status);
+#endif
   if (error != cudaSuccess || status != cudaDriverEntryPointSuccess) return nullptr;
   return reinterpret_cast<Encode>(found);
 }

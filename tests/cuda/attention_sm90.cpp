@@ -1,8 +1,5 @@
 // The sm_90a kernel on the CPU, for tests/cuda/test_attention_sm90.py.
 
-#include <array>
-#include <deque>
-
 #define TILEDATTN_EMULATOR "emulator/cuda.h"
 #define TILEDATTN_EMULATED_PTX "emulator/ptx.h"
 #define TILEDATTN_EMULATED_HOPPER "emulator/hopper.h"
@@ -24,6 +21,10 @@ static void run(const AttentionArguments& a, const HaloBoxes& halo, unsigned see
   if (halo.boxes != nullptr) {
     maps.k_boxes = boxed_canvas(a.k, a, halo, a.k_stride);
     maps.v_boxes = boxed_canvas(a.v, a, halo, a.v_stride);
+  }
+  for (const BoxedTensor* map : {&maps.q, &maps.k, &maps.v}) hopper::check_map(*map);
+  if (halo.boxes != nullptr) {
+    for (const BoxedTensor* map : {&maps.k_boxes, &maps.v_boxes}) hopper::check_map(*map);
   }
   emulator::launch({kBlocks, 1, 1}, {S::kThreads, 1, 1}, S::kSharedBytes, seed,
                    [&] { sm90::attention_fwd<S>(a, halo, maps); });

@@ -2,6 +2,8 @@
 
 #define TILEDATTN_EMULATOR "emulator/cuda.h"
 #define TILEDATTN_EMULATED_PTX "emulator/ptx.h"
+#define TILEDATTN_EMULATED_HOPPER "emulator/hopper.h"
+#include "cuda/hopper.cuh"
 #include "cuda/ptx.cuh"
 
 using namespace tiledattn::cuda;
@@ -43,6 +45,9 @@ void lanes_apart() {
 void beyond() { ptx::store_shared(kThreads * 16, 1.0f); }
 void misaligned() { ptx::load_shared_16(8); }
 
+/// Dims 64 and 1, whose stride is less than the 128 bytes of a row.
+void short_stride() { hopper::check_map({nullptr, {64, 1, 1, 1, 1}, {2, 16, 128, 128, 128}, {64, 1, 1, 1, 1}}); }
+
 }  // namespace
 
 extern "C" int run_fault(int which, const int* in, int* out, unsigned seed, char* error, int room) {
@@ -55,6 +60,7 @@ extern "C" int run_fault(int which, const int* in, int* out, unsigned seed, char
       lanes_apart,
       beyond,
       misaligned,
+      short_stride,
   };
   try {
     emulator::launch({1, 1, 1}, {kThreads, 1, 1}, kThreads * 16, seed, kernels[which]);

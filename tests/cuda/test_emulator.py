@@ -5,7 +5,8 @@ import ctypes
 import pytest
 from emulation import call, emulated
 
-ROTATE, ROTATE_UNSYNCHRONISED, COPY, COPY_UNWAITED, HALF_A_BARRIER, LANES_APART, BEYOND, MISALIGNED = range(8)
+ROTATE, ROTATE_UNSYNCHRONISED, COPY, COPY_UNWAITED = range(4)
+HALF_A_BARRIER, LANES_APART, BEYOND, MISALIGNED, SHORT_STRIDE = range(4, 9)
 THREADS = 64
 
 
@@ -37,6 +38,7 @@ def test_a_missing_wait_shows():
         (LANES_APART, "different instructions"),
         (BEYOND, "beyond shared memory"),
         (MISALIGNED, "misaligned"),
+        (SHORT_STRIDE, "must span the dim before"),
     ],
 )
 def test_faults_are_reported(which, message):

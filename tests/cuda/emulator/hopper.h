@@ -2,6 +2,9 @@
 // happen at some moment between their start and the wait for them.
 #pragma once
 
+#include <array>
+#include <deque>
+
 #include "cuda/attention_maps.h"
 #include "ptx.h"
 
@@ -69,6 +72,20 @@ template <int kCount>
 void give_registers() {}
 template <int kCount>
 void take_registers() {}
+
+/// What cuTensorMapEncodeTiled's description asks for.
+inline void check_map(const TensorMap& map) {
+  if (reinterpret_cast<uintptr_t>(map.data) % 16 != 0) emulator::fail("a tensor map's memory must start at 16 bytes");
+  for (int i = 1; i < 5; ++i) {
+    if (map.size[i] == 0 || map.size[i] > uint64_t{1} << 32) emulator::fail("a tensor map's dim is empty or too long");
+    if (map.stride[i] % 16 != 0 || map.stride[i] >= uint64_t{1} << 40) {
+      emulator::fail("a tensor map's strides must be multiples of 16 bytes below 2^40");
+    }
+    if (map.size[i] == 1 && map.stride[i] < map.size[i - 1] * map.stride[i - 1]) {
+      emulator::fail("the stride of a tensor map's dim of one entry must span the dim before");
+    }
+  }
+}
 
 inline void copy_box(SharedAddress to, const TensorMap& map, SharedAddress barrier, int32_t x0, int32_t x1, int32_t x2,
                      int32_t x3, int32_t x4) {
