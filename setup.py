@@ -1,13 +1,13 @@
 """Build script: metadata lives in pyproject.toml; the native library is built from csrc/ by the rules below.
 
 One shared library on the stable ABI of torch 2.10, without a symbol of Python: CPU kernels for several instruction
-sets, chosen at run time, and CUDA kernels where nvcc is there. Without a compiler or torch's headers the package is
-pure Python, and `tiledattn doctor` says why.
+sets, chosen at run time, and CUDA kernels where nvcc is there and works. Without a compiler or torch's headers the
+package is pure Python, and `tiledattn doctor` says why.
 
 Environment:
     TILEDATTN_NO_EXT      1: pure Python; 0: fail rather than fall back to pure Python.
     TILEDATTN_CUDA        0: no CUDA kernels; 1: fail where they can't be built.
-    TILEDATTN_CUDA_ARCHS  such as "80;90a" (the default), "100a", "120"; PTX of the lowest plain one goes along.
+    TILEDATTN_CUDA_ARCHS  such as "80;90a" (the default), "100a", "120", at least 80; PTX of the lowest plain one too.
     TILEDATTN_SANITIZE    1: AddressSanitizer and UndefinedBehaviorSanitizer (see `make test-sanitize`).
     CXX, NVCC             the compilers.
 """
@@ -34,8 +34,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
+COMMAND = ".command"  # beside an output, where there is no ninja: how it was made
 REPORT = "_build.json"  # beside the package's modules: what was built, or why nothing was
 LIBRARY = "tiledattn._C"
+ARCHITECTURES = "80;90a"
+LEAST_ARCHITECTURE = 80  # mma.sync of 16 columns, asynchronous copies
 HOPPER = "90a"  # what sources that end in _sm90 are for
 OLDEST_TORCH = "0x020a000000000000"
 
@@ -87,14 +90,21 @@ def find_compiler() -> list[str]:
     asked = os.environ.get("CXX")
     for name in [asked] if asked else ["g++", "clang++", "c++"]:
         words = shlex.split(name)
-        if shutil.which(words[0]):
+        if words and shutil.which(words[0]):
             return words
     raise CannotBuildError(f"no C++ compiler was found ({asked or 'g++, clang++ and c++'} not on PATH)")
 
 
+def host_compiler(words: list[str]) -> str:
+    """The program in a compiler's command, which may start with launchers (ccache) and end with options."""
+    programs = [word for word in words if not word.startswith("-") and shutil.which(word)]
+    return programs[-1] if programs else words[0]
+
+
 def find_nvcc() -> Path | None:
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = os.environ.get("NVCC") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    asked = os.environ.get("NVCC")
+    found = shutil.which(asked) if asked else shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
     return Path(found) if found else None
 
 
@@ -108,38 +118,52 @@ def run(command: list[str]) -> str:
     if done.returncode:
         printed = done.stdout + done.stderr
         print(printed, file=sys.stderr)
-        errors = [line.strip() for line in printed.splitlines() if "error" in line.lower()]
-        why = errors[0] if errors else f"exit status {done.returncode}"
-        raise CannotBuildError(f"{Path(command[0]).name} failed when tiledattn was built: {why}")
+        raise CannotBuildError(failure(command, printed, done.returncode))
     return done.stdout
 
 
-class Rules:
-    """Every step of the build, in order of need; the last one links the library."""
+def failure(command: list[str], printed: str, status: int) -> str:
+    """Which program failed, and the first line of what it printed that says why."""
+    ninja = re.search(r"^FAILED: .*\n(.*)\n", printed, re.MULTILINE)  # the program is the one that ninja ran
+    if ninja:
+        command, printed = shlex.split(ninja[1]), printed[ninja.end() :]
+    errors = [line.strip() for line in printed.splitlines() if re.search("error|fatal", line, re.IGNORECASE)]
+    why = errors[0] if errors else f"exit status {status}"
+    return f"{Path(command[0]).name} failed when tiledattn was built: {why}"
 
-    def __init__(self, folder: Path) -> None:
+
+def why_no_cuda() -> str | None:
+    """Why there are no CUDA kernels, as far as is known before nvcc has run."""
+    if sanitized():
+        return "built with sanitizers"
+    if os.environ.get("TILEDATTN_CUDA") == "0":
+        return "built with TILEDATTN_CUDA=0"
+    if not list((SOURCES / "cuda").glob("*.cu")):
+        return "this version has no CUDA kernels"
+    if find_nvcc() is None:
+        asked = os.environ.get("NVCC")
+        places = f"NVCC={asked}" if asked else "PATH, NVCC, CUDA_HOME"
+        return f"no nvcc was found when tiledattn was built ({places})"
+    return None
+
+
+def cuda_is_asked_for() -> bool:
+    return os.environ.get("TILEDATTN_CUDA") == "1"
+
+
+class Rules:
+    """Every step of the build, in order of need; the last one links the library. `no_cuda`: why without CUDA."""
+
+    def __init__(self, folder: Path, no_cuda: str | None = None) -> None:
         self.folder, self.library = folder, folder / "_C.abi3.so"
         self.torch, self.compiler = find_torch(), find_compiler()
-        self.nvcc, self.no_cuda = self._cuda()
+        self.no_cuda = no_cuda or why_no_cuda()
+        self.nvcc = None if self.no_cuda else find_nvcc()
         machine = platform.machine()
         self.instruction_sets = X86_FLAGS if machine in ("x86_64", "AMD64") else {"portable": []}
         self.steps: list[Step] = []
         self._compile_all()
         self._link()
-
-    def _cuda(self) -> tuple[Path | None, str | None]:
-        """nvcc, or why there are no CUDA kernels."""
-        asked = os.environ.get("TILEDATTN_CUDA", "")
-        if asked == "0" or sanitized():
-            return None, "built with TILEDATTN_CUDA=0"
-        if not list((SOURCES / "cuda").glob("*.cu")):
-            return None, "this version has no CUDA kernels"
-        nvcc = find_nvcc()
-        if nvcc is None:
-            if asked == "1":
-                raise SystemExit("TILEDATTN_CUDA=1, but no nvcc was found (PATH, NVCC, CUDA_HOME)")
-            return None, "no nvcc was found when tiledattn was built"
-        return nvcc, None
 
     @property
     def _common(self) -> list[str]:
@@ -168,7 +192,8 @@ class Rules:
         for source in sorted(SOURCES.glob("*.cpp")):
             cuda = ["-DTILEDATTN_CUDA"] if self.nvcc else []
             hopper = ["-DTILEDATTN_SM90"] if self.nvcc and HOPPER in architecture_names() else []
-            self._compile(source, source.stem, [*self._torch, *cuda, *hopper])
+            # a name of its own: to build without CUDA, where nvcc fails, leaves nothing to compile again
+            self._compile(source, f"{source.stem}.cuda" if self.nvcc else source.stem, [*self._torch, *cuda, *hopper])
         for source in sorted((SOURCES / "cpu").glob("*.cpp")):
             for name, flags in self.instruction_sets.items():
                 # no errno, no traps: what stands between the compiler and vectors; the arithmetic stays IEEE's
@@ -194,7 +219,7 @@ class Rules:
         depfile = output.with_suffix(".d")
         host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-MMD", "-MF", str(depfile)]
         flags = ["-std=c++17", "-O3", f"-I{SOURCES / 'include'}", f"-I{SOURCES}", "-lineinfo", *architectures]
-        command = [str(self.nvcc), "-ccbin", self.compiler[0], *flags, *host, *self._torch]
+        command = [str(self.nvcc), "-ccbin", host_compiler(self.compiler), *flags, *host, *self._torch]
         self.steps.append(Step(output, [source], [*command, "-c", str(source), "-o", str(output)], depfile))
 
     def _link(self) -> None:
@@ -202,7 +227,7 @@ class Rules:
         # torch is loaded before this library; its sonames, found again by the loader, need no path
         torch = [f"-L{self.torch / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
         if self.nvcc:  # brings the CUDA runtime statically: no version of it to meet at run time
-            linker = [str(self.nvcc), "-ccbin", self.compiler[0], "-cudart", "static", "-shared"]
+            linker = [str(self.nvcc), "-ccbin", host_compiler(self.compiler), "-cudart", "static", "-shared"]
         else:
             linker = [*self.compiler, "-shared", *sanitizer_flags()]
         command = [*linker, *map(str, objects), *torch, "-o", str(self.library)]
@@ -218,12 +243,14 @@ def sanitizer_flags() -> list[str]:
 
 
 def architecture_names() -> list[str]:
-    """Those of TILEDATTN_CUDA_ARCHS."""
-    names = [name for name in re.split(r"[;,\s]+", os.environ.get("TILEDATTN_CUDA_ARCHS", "80;90a")) if name]
+    """Those of TILEDATTN_CUDA_ARCHS; none named are the default ones."""
+    names = [name for name in re.split(r"[;,\s]+", os.environ.get("TILEDATTN_CUDA_ARCHS", "")) if name]
     for name in names:
         if not re.fullmatch(r"\d{2,3}[af]?", name):
-            raise SystemExit(f"TILEDATTN_CUDA_ARCHS: got {name!r}; expected architectures such as '80;90a'")
-    return names
+            raise SystemExit(f"TILEDATTN_CUDA_ARCHS: got {name!r}; expected architectures such as '{ARCHITECTURES}'")
+        if int(name.rstrip("af")) < LEAST_ARCHITECTURE:
+            raise SystemExit(f"TILEDATTN_CUDA_ARCHS: got {name!r}; {LEAST_ARCHITECTURE} is the least")
+    return names or ARCHITECTURES.split(";")
 
 
 def cuda_architectures() -> list[str]:
@@ -243,15 +270,22 @@ def build(steps: list[Step], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ninja = shutil.which("ninja") or shutil.which("ninja", path=sysconfig.get_path("scripts"))
     if ninja:
+        for note in folder.glob(f"*{COMMAND}"):  # what ninja makes, it knows alone
+            note.unlink()
         (folder / "build.ninja").write_text(ninja_file(steps))
         run([ninja, "-C", str(folder)])
         return
+    (folder / ".ninja_log").unlink(missing_ok=True)
     headers = max(path.stat().st_mtime for path in [*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cuh"), Path(__file__)])
 
     def make(step: Step) -> None:
         newest = max([headers, *(path.stat().st_mtime for path in step.inputs)])
-        if not step.output.exists() or step.output.stat().st_mtime < newest:
+        note, command = step.output.with_name(step.output.name + COMMAND), shlex.join(step.command)
+        made = note.exists() and note.read_text() == command and step.output.exists()
+        if not made or step.output.stat().st_mtime < newest:
+            note.unlink(missing_ok=True)
             run(step.command)
+            note.write_text(command)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(make, steps[:-1]))
@@ -271,6 +305,26 @@ def ninja_file(steps: list[Step]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def make_library(folder: Path) -> Rules:
+    """Builds the library, without CUDA where that fails and wasn't asked for.
+
+    Raises:
+        CannotBuildError: there is none, or none with the CUDA kernels that were asked for.
+    """
+    rules = Rules(folder)
+    if cuda_is_asked_for() and rules.no_cuda:
+        raise CannotBuildError(rules.no_cuda)
+    try:
+        build(rules.steps, folder)
+    except CannotBuildError as problem:
+        if rules.nvcc is None or cuda_is_asked_for():
+            raise
+        print(f"tiledattn: no CUDA kernels: {problem}", file=sys.stderr)
+        rules = Rules(folder, no_cuda=str(problem))
+        build(rules.steps, folder)
+    return rules
+
+
 class BuildLibrary(build_ext):
     """Builds the library; where it can't, leaves the reason beside the package."""
 
@@ -285,11 +339,12 @@ class BuildLibrary(build_ext):
         folder = ROOT / "build" / ("sanitize" if sanitized() else f"native-{platform.machine()}")
         library.parent.mkdir(parents=True, exist_ok=True)
         try:
-            rules = Rules(folder)
-            build(rules.steps, folder)
+            rules = make_library(folder)
             shutil.copy2(rules.library, library)
             report = describe(rules)
         except CannotBuildError as problem:
+            if cuda_is_asked_for():
+                raise SystemExit(f"TILEDATTN_CUDA=1, but the CUDA kernels can't be built: {problem}") from problem
             if os.environ.get("TILEDATTN_NO_EXT") == "0":
                 raise SystemExit(f"TILEDATTN_NO_EXT=0, but the native library can't be built: {problem}") from problem
             library.unlink(missing_ok=True)
@@ -351,7 +406,7 @@ def why_pure() -> str | None:
         find_compiler()
         find_torch()
     except CannotBuildError as problem:
-        return None if os.environ.get("TILEDATTN_NO_EXT") == "0" else str(problem)
+        return None if os.environ.get("TILEDATTN_NO_EXT") == "0" or cuda_is_asked_for() else str(problem)
     return None
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -99,6 +100,190 @@ def test_architectures_become_options(script, monkeypatch):
     monkeypatch.setenv("TILEDATTN_CUDA_ARCHS", "hopper")
     with pytest.raises(SystemExit, match="got 'hopper'; expected architectures such as '80;90a'"):
         script.cuda_architectures()
+
+
+@pytest.mark.parametrize("unset", ["", " ;, "])
+def test_no_architectures_are_the_default_ones(script, monkeypatch, unset):
+    monkeypatch.setenv("TILEDATTN_CUDA_ARCHS", unset)
+    assert script.architecture_names() == ["80", "90a"]
+
+
+@pytest.mark.parametrize("name", ["75", "70", "53"])
+def test_architectures_below_80_are_refused(script, monkeypatch, name):
+    monkeypatch.setenv("TILEDATTN_CUDA_ARCHS", f"80;{name}")
+    with pytest.raises(SystemExit, match=f"TILEDATTN_CUDA_ARCHS: got '{name}'; 80 is the least"):
+        script.architecture_names()
+
+
+STUB = """#!/bin/sh
+[ "$1" = --version ] && echo "stub, release 13.0, V13" && exit
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -o) echo "$0" >"$2" ;;
+    -MF) echo "$0:" >"$2" ;;
+  esac
+  shift
+done
+"""
+
+
+class Stubs:
+    """A C++ compiler and an nvcc that make files and compile nothing."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.monkeypatch = folder, monkeypatch
+        for variable, name in (("CXX", "g++"), ("NVCC", "nvcc")):
+            monkeypatch.setenv(variable, self.put(name, STUB))
+        for name in [name for name in os.environ if name.startswith("TILEDATTN_")]:
+            monkeypatch.delenv(name)
+
+    def put(self, name, text):
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
+
+    def fail(self, name, message):
+        self.put(name, f'#!/bin/sh\necho "here it says:\n{message}" >&2\nexit 1\n')
+
+
+@pytest.fixture
+def stubs(tmp_path, monkeypatch):
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    return Stubs(folder, monkeypatch)
+
+
+@pytest.fixture(params=[True, False], ids=["ninja", "no ninja"])
+def ninja(request, script, monkeypatch):
+    which = shutil.which
+    if request.param and not which("ninja", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"):
+        pytest.skip("ninja is not installed")
+    if not request.param:
+        monkeypatch.setattr(script.shutil, "which", lambda name, **rest: None if name == "ninja" else which(name))
+
+
+NVCC_SAYS = ["ccc.h:9: #error -- unsupported GNU version!", "nvcc fatal   : Unsupported gpu architecture 'compute_90a'"]
+
+
+@pytest.mark.usefixtures("ninja")
+@pytest.mark.parametrize("message", NVCC_SAYS)
+def test_where_nvcc_fails_the_cpu_kernels_are_left(script, stubs, tmp_path, message):
+    stubs.fail("nvcc", message)
+    rules = script.make_library(tmp_path / "build")
+    assert rules.no_cuda == f"nvcc failed when tiledattn was built: {message}"
+    assert rules.library.read_text().strip() == str(stubs.folder / "g++")
+    assert all("TILEDATTN_CUDA" not in word for step in rules.steps for word in step.command)
+    stubs.monkeypatch.setenv("TILEDATTN_CUDA", "1")
+    with pytest.raises(script.CannotBuildError, match=re.escape(message)):
+        script.make_library(tmp_path / "build")
+
+
+@pytest.mark.usefixtures("ninja")
+def test_where_the_host_compiler_fails_cuda_is_not_blamed(script, stubs, tmp_path):
+    stubs.fail("g++", "fatal error: no such thing")
+    with pytest.raises(script.CannotBuildError, match=r"g\+\+ failed when tiledattn was built: fatal error: no such"):
+        script.make_library(tmp_path / "build")
+
+
+def test_the_report_says_what_nvcc_said(stubs, checkout):
+    stubs.fail("nvcc", NVCC_SAYS[0])
+    done = build(checkout, "build_ext", "--inplace")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((checkout / "tiledattn/_build.json").read_text())
+    assert report["reason"] is report["cuda"] is None
+    assert report["cuda_reason"].endswith(NVCC_SAYS[0])
+    assert (checkout / "tiledattn/_C.abi3.so").is_file()
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({}, "#error -- unsupported GNU version!"),
+        ({"NVCC": "/nonexistent/nvcc"}, "no nvcc was found when tiledattn was built (NVCC=/nonexistent/nvcc)"),
+        ({"CXX": "/nonexistent/c++"}, "no C++ compiler was found (/nonexistent/c++ not on PATH)"),
+        ({"TILEDATTN_SANITIZE": "1"}, "built with sanitizers"),
+    ],
+)
+def test_cuda_kernels_that_are_asked_for_are_built_or_the_build_fails(stubs, checkout, environment, reason):
+    stubs.fail("nvcc", NVCC_SAYS[0])
+    done = build(checkout, "build_ext", "--inplace", TILEDATTN_CUDA="1", **environment)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("TILEDATTN_CUDA=1, but the CUDA kernels can't be built: ")
+    assert last.endswith(reason)
+
+
+def test_sanitizers_are_the_reason_for_no_cuda_kernels(script, stubs, tmp_path):
+    stubs.monkeypatch.setenv("TILEDATTN_SANITIZE", "1")
+    assert script.Rules(tmp_path).no_cuda == "built with sanitizers"
+
+
+@pytest.mark.parametrize("command", ["{}", "ccache {}", "{} -m64", "ccache {} -m64 --sysroot /tmp", "env -u A {}"])
+def test_nvcc_is_given_the_compiler_without_its_launcher(script, stubs, tmp_path, command):
+    stubs.monkeypatch.setenv("PATH", f"{stubs.folder}:{os.environ['PATH']}")
+    stubs.put("ccache", STUB)
+    compiler = str(stubs.folder / "g++")
+    stubs.monkeypatch.setenv("CXX", command.format(compiler))
+    steps = [step for step in script.Rules(tmp_path).steps if "-ccbin" in step.command]
+    assert len(steps) > 2
+    for step in steps:
+        assert step.command[step.command.index("-ccbin") + 1] == compiler
+
+
+@pytest.mark.usefixtures("ninja")
+def test_what_other_flags_change_is_built_again(script, stubs, tmp_path):
+    def made(**environment):
+        for name, value in environment.items():
+            stubs.monkeypatch.setenv(name, value)
+        rules = script.make_library(tmp_path)
+        return {step.output.name: step.output.stat().st_mtime_ns for step in rules.steps}
+
+    def changed(before, after):
+        return {name for name, time in after.items() if before.get(name) != time}
+
+    without = made(TILEDATTN_CUDA="0")
+    assert made() == without
+    with_cuda = made(TILEDATTN_CUDA="1")
+    assert {"_C.abi3.so", "cuda.tiles.o", "cuda.attention_sm90.o"} <= changed(without, with_cuda)
+    assert not any("avx" in name for name in changed(without, with_cuda))
+    other = made(TILEDATTN_CUDA_ARCHS="80;90a;120")
+    assert changed(with_cuda, other) == {"cuda.attention_sm80.o", "cuda.device.o", "cuda.tiles.o", "_C.abi3.so"}
+    assert changed(other, made(CXX=os.environ["CXX"] + " -m64")) > {"tiles.cuda.o", "copy_kernel.portable.o"}
+
+
+def test_a_build_by_ninja_and_one_without_know_of_each_other(script, stubs, tmp_path, monkeypatch):
+    which = shutil.which
+    if not which("ninja", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"):
+        pytest.skip("ninja is not installed")
+    places = []
+    for has_ninja, flag in [(True, "-DA"), (False, "-DB"), (True, "-DA"), (False, "-DB")]:
+        hidden = "" if has_ninja else "ninja"
+        monkeypatch.setattr(
+            script.shutil, "which", lambda name, hide=hidden, **o: None if name == hide else which(name, **o)
+        )
+        monkeypatch.setenv("TILEDATTN_CUDA", "0")
+        monkeypatch.setenv("CXX", f"{stubs.folder / 'g++'} {flag}")
+        rules = script.make_library(tmp_path)
+        places.append(rules.steps[0].output.stat().st_mtime_ns)
+    assert len(set(places)) == 4
+
+
+def test_one_header_includes_the_intrinsics():
+    """GCC warns of thousands of lines in its own header, unless it is included with these warnings off."""
+    found = {path.name for path in (ROOT / "csrc").rglob("*") if path.is_file() and "immintrin.h" in path.read_text()}
+    assert found == {"intrinsics.h"}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or platform.machine() != "x86_64", reason="g++ for x86-64")
+def test_avx512_compiles_without_a_warning(script, tmp_path):
+    flags = [*script.X86_FLAGS["avx512"], "-DTILEDATTN_ISA=avx512", "-DTILEDATTN_ISA_AVX512", "-Wall", "-Wextra", "-O1"]
+    command = ["g++", "-std=c++17", *flags, f"-I{ROOT / 'csrc/include'}", f"-I{ROOT / 'csrc'}"]
+    source = ROOT / "csrc/cpu/blend_kernel.cpp"
+    done = subprocess.run(
+        [*command, "-c", source, "-o", tmp_path / "a.o"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def step(script, folder, name, text):

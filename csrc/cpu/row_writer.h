@@ -4,9 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "cpu/intrinsics.h"
 
 namespace tiledattn::TILEDATTN_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // Eight floats (AVX2, FMA, F16C).
 #pragma once
 
-#include <immintrin.h>
+#include "cpu/intrinsics.h"
 
 namespace tiledattn::TILEDATTN_ISA {
 

@@ -1,13 +1,7 @@
 // Sixteen floats (AVX-512 F, BW, DQ, VL), with bfloat16 dot products where TILEDATTN_ISA_AVX512_BF16 is defined.
 #pragma once
 
-// the compiler's own header starts from values that it then takes for uninitialised ones (GCC bug 105593)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpragmas"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
+#include "cpu/intrinsics.h"
 
 namespace tiledattn::TILEDATTN_ISA {
 

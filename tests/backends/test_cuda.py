@@ -121,6 +121,21 @@ def test_a_library_without_cuda_says_why(h200, monkeypatch):
     assert cuda.probe() == "the native library has no CUDA kernels: no nvcc was found"
 
 
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"cuda": None, "cuda_reason": "nvcc failed: too old"}, "nvcc failed: too old"),
+        ({"cuda": "13.0", "cuda_reason": None}, "no kernel image"),
+    ],
+)
+def test_what_is_reported_is_what_the_build_said_or_the_device_says(h200, monkeypatch, report, reason):
+    h200["problem"] = "no kernel image"
+    monkeypatch.setattr(native_library, "load", lambda: None)
+    monkeypatch.setattr(native_library, "build_report", lambda: report)
+    monkeypatch.setattr(native_library, "instruction_set", lambda: "avx2")
+    assert native_library.describe()["cuda_reason"] == reason
+
+
 def test_naming_it_where_it_cannot_run_says_why():
     if cuda.probe() is None:
         pytest.skip("it can run here")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 2  # of the operators' schemas; the library says which one it was built with
+INTERFACE = 3  # of the operators' schemas; the library says which one it was built with
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,8 @@ def describe() -> dict[str, object]:
     report = {**build_report(), "reason": reason}
     if reason is None:
         report["instruction_set"] = instruction_set()
-        report["cuda_reason"] = torch.ops.tiledattn.native_cuda_reason() or None
+        if report.get("cuda") or not report.get("cuda_reason"):  # what the build says is more, where nothing was built
+            report["cuda_reason"] = torch.ops.tiledattn.native_cuda_reason() or None
     return report
 
 
