@@ -5,12 +5,12 @@ import os
 
 import pytest
 import torch
-from emulated_attention import emulation
+from gpu.where import emulated_hopper
 
 import tiledattn as ta
 from bench import attention_cases, runner, variants, ways
 from bench.gpu import sanitize
-from tiledattn.backends import cuda, cuda_attention
+from tiledattn.backends import cuda_attention
 
 CPU = torch.device("cpu")
 BOXES = ta.TileLayout(24, 8, 0, True)
@@ -76,15 +76,8 @@ def test_a_case_in_tfloat32_is_judged_by_float16(monkeypatch):
 
 
 @pytest.fixture
-def hopper(monkeypatch):
-    """The cuda backend takes CPU tensors; where the variable asks for it, its sm_90a kernel runs on the emulator."""
-    monkeypatch.setattr(cuda, "probe", lambda: None)
-    monkeypatch.setattr(cuda, "rejects", lambda *call: None)
-    monkeypatch.setattr(variants, "missing_for_sm90", lambda device: None)
-    with emulation("sm90", seed=0):
-        monkeypatch.setattr(
-            cuda_attention, "_asked_for_sm90", lambda device: os.environ.get(cuda_attention.SM90_VARIABLE) == "1"
-        )
+def hopper():
+    with emulated_hopper():
         yield
 
 

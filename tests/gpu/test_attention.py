@@ -1,14 +1,13 @@
 """Cross-tile attention and its gradients on a GPU, every backend against float64."""
 
-import math
-
 import pytest
 import torch
-from gpu.where import DEVICE, DTYPES, MARKS, offered, to_device
+from gpu.judged import check, check_gradients, inputs
+from gpu.where import ATTENTION_DTYPES, DEVICE, DTYPES, MARKS, offered
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ops.rotary_by_hand import by_hand
-from support import assert_within_budget, attention_inputs, halos, layouts, oracle, plain_attention, plain_lse
+from support import assert_within_budget, attention_inputs, halos, layouts
 
 import tiledattn as ta
 from tiledattn.dispatch import explain
@@ -32,56 +31,34 @@ LAYOUTS = {
 }
 
 
-def check(backend, q, k, v, layout, halo, *, prefix=0, mask=None, weight=1.0, scale=None):
-    """Output and lse within the budgets; returns the output."""
-    arguments = {"num_prefix_tokens": prefix, "halo_weight": weight, "scale": scale}
-    out, lse = offered(
-        ta.cross_tile_attention,
-        *(to_device(x) for x in (q, k, v)),
-        layout,
-        halo,
-        prefix_mask=to_device(mask),
-        return_lse=True,
-        backend=backend,
-        **arguments,
-    )
-    assert out.device.type == DEVICE.type
-    assert out.dtype == q.dtype
-    assert lse.dtype == torch.float32
-    arguments["prefix_mask"] = mask
-    exact, exact_lse = oracle(q, k, v, layout, halo, **arguments)
-    assert_within_budget(out.cpu(), plain_attention(q, k, v, layout, halo, **arguments), exact)
-    assert_within_budget(lse.cpu(), plain_lse(q, k, layout, halo, **arguments), exact_lse)
-    return out
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ATTENTION_DTYPES)
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_layouts(backend, case, dtype):
     layout, halo = LAYOUTS[case]
-    check(backend, *attention_inputs(layout, batch=2, dim=64, dtype=DTYPES[dtype]), layout, halo)
+    check(backend, *inputs(layout, dtype, batch=2, dim=64), layout, halo, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ATTENTION_DTYPES)
 @pytest.mark.parametrize("dim", [8, 40, 64, 80, 128, 256])
 def test_head_dims_grouped_heads_and_prefix(backend, dim, dtype):
     layout, halo = LAYOUTS["2 axes"]
-    q, k, v = attention_inputs(layout, prefix=7, heads=4, kv_heads=2, dim=dim, dtype=DTYPES[dtype], seed=dim)
+    q, k, v = inputs(layout, dtype, prefix=7, heads=4, kv_heads=2, dim=dim, seed=dim)
     mask = torch.rand(layout.num_tiles, 1, 7, generator=torch.Generator().manual_seed(1)) < 0.6
-    check(backend, q, k, v, layout, halo, prefix=7, mask=mask, weight=0.5)
+    check(backend, q, k, v, layout, halo, dtype=dtype, prefix=7, mask=mask, weight=0.5)
 
 
 # two and more blocks of every kernel, none of them whole
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("prefix", [0, 77])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_many_blocks(backend, dim, prefix, dtype):
     layout = ta.TileLayout((19, 66), (19, 22), 0, (False, True))
     check(
         backend,
-        *attention_inputs(layout, prefix=prefix, heads=1, dim=dim, dtype=DTYPES[dtype]),
+        *inputs(layout, dtype, prefix=prefix, heads=1, dim=dim),
         layout,
         5,
+        dtype=dtype,
         prefix=prefix,
     )
 
@@ -135,13 +112,14 @@ def test_random_calls(backend, data, layout, dtype, form):
     check(backend, *inputs, layout, data.draw(halos(layout)), prefix=prefix)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ATTENTION_DTYPES)
 def test_runs_and_strides_change_no_bit(backend, dtype):
     layout, halo = LAYOUTS["2 axes"]
-    q, k, v = attention_inputs(layout, batch=2, heads=2, dim=64, dtype=DTYPES[dtype])
+    q, k, v = inputs(layout, dtype, batch=2, heads=2, dim=64)
     fused = torch.cat([q, k, v], 3).split(2, dim=3)
     heads_first = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]
-    results = [check(backend, *form, layout, halo) for form in ((q, k, v), (q, k, v), fused, heads_first)]
+    forms = ((q, k, v), (q, k, v), fused, heads_first)
+    results = [check(backend, *form, layout, halo, dtype=dtype) for form in forms]
     for other in results[1:]:
         assert torch.equal(results[0], other)
 
@@ -167,38 +145,17 @@ def test_rotary(backend, interleaved, dtype):
     assert_within_budget(found.cpu(), plain, exact)
 
 
-def gradients(attend, tensors, weights):
-    """Of q, k and v, on the CPU."""
-    leaves = [x.detach().clone().requires_grad_() for x in tensors]
-    return [x.cpu() for x in torch.autograd.grad(attend(*leaves), leaves, weights)]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ATTENTION_DTYPES)
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_gradients(backend, case, dtype):
     layout, halo = LAYOUTS[case]
-    prefix = 5 if case == "2 axes" else 0
-    tensors = attention_inputs(layout, prefix=prefix, heads=4, kv_heads=2, dim=64, dtype=DTYPES[dtype], seed=3)
-    weights = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(4)).to(DTYPES[dtype])
-
-    def by_hand(*inputs):
-        return plain_attention(*inputs, layout, halo, num_prefix_tokens=prefix)
-
-    def ours(*inputs):
-        return offered(ta.cross_tile_attention, *inputs, layout, halo, num_prefix_tokens=prefix, backend=backend)
-
-    exact = gradients(by_hand, [x.double() for x in tensors], weights.double())
-    plain = gradients(by_hand, tensors, weights)
-    runs = [gradients(ours, [x.to(DEVICE) for x in tensors], weights.to(DEVICE)) for _ in range(2)]
-    for found, again, p, e in zip(*runs, plain, exact, strict=True):
-        assert_within_budget(found, p, e)
-        assert torch.equal(found, again)
+    check_gradients(backend, layout, halo, dtype, prefix=5 if case == "2 axes" else 0)
 
 
-def test_an_empty_key_set_gives_zeros(backend):
+def test_an_empty_batch_gives_empty_results(backend):
     layout = ta.TileLayout(40, 20)
-    q, k, v = (x.to(DEVICE) for x in attention_inputs(layout, batch=0, dim=64))
-    out, lse = ta.cross_tile_attention(q, k, v, layout, 5, return_lse=True, backend=backend)
+    q, k, v = (x.to(DEVICE) for x in attention_inputs(layout, batch=0, dim=64, dtype=torch.float16))
+    out, lse = offered(ta.cross_tile_attention, q, k, v, layout, 5, return_lse=True, backend=backend)
     assert out.shape == q.shape
+    assert out.dtype == q.dtype
     assert lse.shape == (2, 0, 2, 20)
-    assert not math.isnan(float(out.sum()))
