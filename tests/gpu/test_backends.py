@@ -30,7 +30,7 @@ def test_a_backend_that_does_not_run_fails_with_the_reason(monkeypatch):
     monkeypatch.setattr(ta, "backends", lambda: {**known, "torch": "no nvcc was found"})
     with pytest.raises(AssertionError, match="torch can't run here: no nvcc was found"):
         must_run("torch")
-    monkeypatch.setattr(ta, "backends", lambda: {**known, "triton": None})
-    if known["triton"] is not None:
-        with pytest.raises(ta.BackendUnavailableError, match="triton"):
-            must_run("triton")
+    monkeypatch.setattr(ta, "backends", lambda: {**known, "cuda": None})
+    monkeypatch.setitem(globals(), "DEVICE", torch.device("cpu"))
+    with pytest.raises(ta.BackendUnavailableError, match="cuda"):
+        must_run("cuda")

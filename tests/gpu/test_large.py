@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpu.where import DEVICE, MARKS, offered, skip_unless_free
+from gpu.where import DEVICE, MARKS, offered, skip_unless_free, sm90  # noqa: F401  # a fixture
 
 import tiledattn as ta
 from bench.attention_cases import AttentionJudge
@@ -39,6 +39,16 @@ def test_tiles(backend):
 def test_attention(backend):
     if LARGE and backend == "torch":
         pytest.skip("plain PyTorch: its offsets are not ours")
+    check_attention(backend)
+
+
+@pytest.mark.skipif(not LARGE, reason="the emulator would take minutes")
+@pytest.mark.timeout(120)
+def test_attention_by_the_kernel_for_sm90(sm90):  # noqa: F811
+    check_attention(sm90)
+
+
+def check_attention(backend):
     skip_unless_free(48)
     batch, heads = (17, 64) if LARGE else (2, 3)
     layout, halo = ta.TileLayout((64, 256) if LARGE else (64, 64), (32, 32), 0, True), (4, 4)
