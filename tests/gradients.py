@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from support import assert_within_budget, layouts, plain_attention, plain_lse
+from support import assert_within_budget, layouts, plain_attention, plain_lse, relative_error
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tiledattn as ta
 from tiledattn.backends import reference
@@ -69,11 +70,17 @@ def plain_gradients(
     halo: Any,
     **arguments: Any,
 ) -> Grads:
-    """dq, dk, dv as autograd gives them for what one would write by hand, in the inputs' precision."""
-    q, k, v = (x.detach().requires_grad_() for x in tensors)
-    out = plain_attention(q, k, v, layout, halo, **arguments)
-    lse = out.new_zeros(()) if grads[1] is None else plain_lse(q, k, layout, halo, **arguments)
-    return _differentiate((out, lse), [q, k, v], grads)
+    """dq, dk, dv as autograd gives them for what one would write by hand, in the inputs' precision, [2, ...] each: by
+    PyTorch's fused attention and by its matrix products. On small tensors one of them may be right by luck.
+    """
+    ways = []
+    for kernels in ([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], [SDPBackend.MATH]):
+        q, k, v = (x.detach().requires_grad_() for x in tensors)
+        with sdpa_kernel(kernels):
+            out = plain_attention(q, k, v, layout, halo, **arguments)
+            lse = out.new_zeros(()) if grads[1] is None else plain_lse(q, k, layout, halo, **arguments)
+            ways.append(_differentiate((out, lse), [q, k, v], grads))
+    return tuple(torch.stack(found) for found in zip(*ways, strict=True))
 
 
 def found_gradients(
@@ -97,6 +104,9 @@ def found_gradients(
 
 
 def assert_gradients_within_budget(found: Grads, plain: Grads, exact: Grads) -> None:
-    """Each of dq, dk and dv errs at most twice what plain PyTorch errs, plus one rounding unit."""
+    """Each of dq, dk and dv errs at most twice what plain PyTorch errs (of several ways [n, ...] the one that errs
+    most), plus one rounding unit.
+    """
     for a, b, c in zip(found, plain, exact, strict=True):
-        assert_within_budget(a, b, c)
+        ways = [b] if b.ndim == c.ndim else list(b)
+        assert_within_budget(a, max(ways, key=lambda way: relative_error(way, c)), c)
