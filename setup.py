@@ -74,7 +74,7 @@ def find_torch() -> Path:
             return place
     raise CannotBuildError(
         "torch was not installed when tiledattn was; install torch, then "
-        "`pip install --no-build-isolation --force-reinstall --no-deps tiledattn`"
+        "`pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
     )
 
 

@@ -131,3 +131,16 @@ def test_nothing_is_checked_while_a_graph_is_captured(broken, monkeypatch):
     device = torch.device("cuda")
     reason = selfcheck.failed_self_check(broken, pytorch, "pad_tiles", device, torch.float32, 0)
     assert "before capturing" in reason
+
+
+def test_a_refusal_says_where_the_name_came_from(monkeypatch):
+    canvas, layout = torch.zeros(1, 1, 4, 4), ta.TileLayout((4, 4), 2)
+    if ta.backends()["cuda"] is None:
+        pytest.skip("the cuda backend can run here")
+    with pytest.raises(ta.BackendUnavailableError, match="use backend='auto'"):
+        ta.extract_tiles(canvas, layout, backend="cuda")
+    with ta.use_backend("cuda"), pytest.raises(ta.BackendUnavailableError, match=r"named by use_backend\('cuda'\)"):
+        ta.extract_tiles(canvas, layout)
+    monkeypatch.setenv("TILEDATTN_BACKEND", "cuda")
+    with pytest.raises(ta.BackendUnavailableError, match="named by the environment variable TILEDATTN_BACKEND"):
+        ta.extract_tiles(canvas, layout)

@@ -90,8 +90,7 @@ def select(op: str, requested: str, device: torch.device, dtype: torch.dtype, he
         reason = _refusal(module, op, device, dtype, head_dim)
         if reason is not None:
             raise BackendUnavailableError(
-                f"backend {name!r} can't run {op} on {device}, {dtype}: {reason}; "
-                "use backend='auto' to let the library choose"
+                f"backend {name!r} can't run {op} on {device}, {dtype}: {reason}; {_way_out(requested)}"
             )
         return module
     for name in _AUTOMATIC:
@@ -103,6 +102,15 @@ def select(op: str, requested: str, device: torch.device, dtype: torch.dtype, he
             return module
         _log_once(name, op, device.type, dtype, head_dim, reason)
     raise BackendUnavailableError(f"no backend can run {op} on {device}, {dtype}; see tiledattn.backends()")
+
+
+def _way_out(requested: str) -> str:
+    """How to let the library choose, for whoever named the backend."""
+    if requested != "auto":
+        return "use backend='auto' to let the library choose"
+    if _chosen.get() is not None:
+        return f"it was named by use_backend({_chosen.get()!r}); leave that out to let the library choose"
+    return f"it was named by the environment variable {ENVIRONMENT_VARIABLE}; unset it to let the library choose"
 
 
 def explain(op: str, device: torch.device, dtype: torch.dtype, head_dim: int = 0) -> dict[str, str | None]:

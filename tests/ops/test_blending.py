@@ -150,3 +150,10 @@ CANVAS, TILES = random(1, 2, 4, 4), random(4, 1, 2, 2, 2)
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_window_that_wants_a_gradient_is_refused():
+    layout = ta.TileLayout((4, 4), 2)
+    tiles, window = torch.zeros(4, 1, 1, 2, 2), torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"window\[1\]: requires grad"):
+        ta.blend_tiles(tiles, layout, (torch.ones(2), window))

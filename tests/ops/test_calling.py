@@ -30,6 +30,23 @@ def test_forward_mode_derivatives_are_refused(op):
         assert CALLS[op](x).isfinite().all()
 
 
+def test_forward_mode_derivatives_are_refused_while_tracing():
+    def traced(x, tangent):
+        return torch.func.jvp(CALLS["pad_tiles"], (x,), (tangent,))
+
+    x = torch.randn(2, 2, 1, 6, 6)
+    with pytest.raises(Exception, match="pad_tiles: forward-mode"):
+        torch.compile(traced, fullgraph=True, backend="eager")(x, x)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_meta_tensors_give_shapes(op):
+    x = torch.randn(2, 2, 1, 6, 6)
+    found = CALLS[op](x.to("meta"))
+    assert found.is_meta
+    assert found.shape == CALLS[op](x).shape
+
+
 def leaves(dtype=torch.float32):
     return [x.requires_grad_() for x in attention_inputs(LAYOUT, dtype=dtype)]
 

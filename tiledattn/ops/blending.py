@@ -81,6 +81,8 @@ def _check_window(window: object, layout: TileLayout, tiles: Tensor) -> tuple[st
         x = check_tensor(f"window[{axis}]", weights)
         if tuple(x.shape) != (width,):
             raise ValueError(f"window[{axis}]: shape is {list(x.shape)}; expected [{width}], the tile on that axis")
+        if x.requires_grad:
+            raise ValueError(f"window[{axis}]: requires grad; no gradient flows to it, pass window.detach()")
         if x.device != tiles.device:
             raise ValueError(f"window[{axis}]: on {x.device}, but tiles are on {tiles.device}; move one to the other")
         tables.append(x)

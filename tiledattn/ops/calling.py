@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import library
-from .registering import without_autocast
+from .registering import no_forward_mode, without_autocast
 
 
 def _nobody_listens(*tensors: Tensor) -> bool:
     """Whether a call could only come out at the operator's own function: no gradients, tracing, modes or transforms."""
     return not (
         torch.compiler.is_compiling()
-        or any(type(x) is not Tensor for x in tensors)
+        or any(type(x) is not Tensor or x.is_meta for x in tensors)
         or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         or torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()
@@ -35,7 +35,7 @@ def _refuse_tangents(op: str, *tensors: Tensor | None) -> None:
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
-        raise NotImplementedError(f"{op}: forward-mode derivatives (jvp) are not supported; use reverse mode")
+        raise no_forward_mode(op)
 
 
 _attention_directly = without_autocast(library._attention)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIB = torch.library.Library("tiledattn", "DEF")  # type: ignore[no-untyped-call]
 
@@ -18,7 +19,7 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def wrapper(first: Tensor, *args: Any) -> Any:
         kind = first.device.type
-        if not torch.is_autocast_enabled(kind):
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return function(first, *args)
         with torch.autocast(kind, enabled=False):
             return function(first, *args)
@@ -31,8 +32,25 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
     name = schema.partition("(")[0]
     LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     LIB.impl(name, without_autocast(function), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"tiledattn::{name}", fake, lib=LIB)
+    torch.library.register_fake(f"tiledattn::{name}", _without_tangents(name, fake), lib=LIB)
     return f"tiledattn::{name}"
+
+
+def no_forward_mode(op: str) -> NotImplementedError:
+    """What is raised where torch would take a missing forward-mode derivative for zeros."""
+    return NotImplementedError(f"{op}: forward-mode derivatives (jvp) are not supported; use reverse mode")
+
+
+def _without_tangents(op: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """`fake`, which refuses to be traced where forward-mode derivatives are being computed."""
+
+    @wraps(fake)
+    def wrapper(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            raise no_forward_mode(op)
+        return fake(*args)
+
+    return wrapper
 
 
 def like(*places: int) -> Callable[..., Any]:
