@@ -30,14 +30,13 @@ def parse() -> argparse.Namespace:
 
 
 def earlier(path: Path, about: dict[str, object]) -> list[dict[str, object]]:
-    """Cases of an interrupted run of the same commit on the same device and day."""
+    """Cases of an earlier run, if commit, day, device, versions, library and --case-seconds are the same"""
     try:
         data = report.validate(json.loads(path.read_text()))
     except (OSError, ValueError):
         return []
-    same = all(data["environment"].get(name) == about[name] for name in ("date", "commit", "device_name", "torch"))
     named = about["commit"] != "unknown" and not str(about["commit"]).endswith("-dirty")
-    return data["cases"] if same and named else []
+    return data["cases"] if named and data["environment"] == about else []
 
 
 def main() -> int:
@@ -54,8 +53,10 @@ def main() -> int:
     if arguments.list or not chosen:
         print("\n".join(runner.label(*pair) for pair in chosen) or f"bench: no case holds {arguments.only!r}")
         return 0 if chosen else 2
-    about, path = environment.examine(device.type), arguments.out / "benchmark.json"
-    done = [] if arguments.fresh else earlier(path, about)
+    about = {**environment.examine(device.type), "case_seconds": arguments.case_seconds}
+    done = [] if arguments.fresh else earlier(arguments.out / "benchmark.json", about)
+    if done:
+        print(f"bench: {len(done)} cases kept from before (--fresh measures again)", file=sys.stderr)
     known = {(case["operation"], case["case"], case["dtype"]) for case in done}
     data = {"format": report.FORMAT, "environment": about, "cases": done}
     began, left = time.monotonic(), 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -15,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED_ON_A_GPU = {
+NEEDED = {
     "torch": "torch>=2.10",
-    "triton": "triton>=3.6",
     "numpy": "numpy>=1.26",
     "pytest": "pytest>=8",
     "pytest_timeout": "pytest-timeout>=2.3",
     "hypothesis": "hypothesis>=6.100",
     "setuptools": "setuptools>=77",
 }
+NEEDED_ON_A_GPU = {**NEEDED, "triton": "triton>=3.6"}
 
 
 def output_of(*command: str) -> str | None:
@@ -43,6 +44,7 @@ def examine(device: str) -> dict[str, Any]:
 
     from tiledattn import __version__, backends
     from tiledattn.backends import native
+    from tiledattn.backends.cuda_attention import SM90_VARIABLE
 
     triton = None
     if find_spec("triton") is not None:
@@ -68,8 +70,19 @@ def examine(device: str) -> dict[str, Any]:
         "nvcc": found[1] if found else None,
         "tiledattn": __version__,
         "native": native.describe(),
+        "library": library_hash(),
+        "sm90": os.environ.get(SM90_VARIABLE),
         "backends": backends(),
     }
+
+
+def library_hash() -> str | None:
+    """First digits of the SHA-256 of the native library in use: two builds of one commit differ. None without one."""
+    from tiledattn.backends import native_library
+
+    if native_library.load() is not None:
+        return None
+    return hashlib.sha256(native_library.library_path().read_bytes()).hexdigest()[:12]
 
 
 def cpu_name() -> str:
@@ -84,10 +97,11 @@ def cpu_name() -> str:
     return f"{platform.machine()}{units}, {os.cpu_count()} cores"
 
 
-def missing_for_a_gpu() -> list[str]:
-    """What a run on a GPU lacks here, one line each; empty where nothing is missing."""
-    lines = [f"{name}: pip install '{wanted}'" for name, wanted in NEEDED_ON_A_GPU.items() if find_spec(name) is None]
-    if find_spec("torch") is not None:
+def missing_for(device: str) -> list[str]:
+    """What a run on a device ("cpu" or "cuda") lacks here, one line each; empty where nothing is missing."""
+    needed = NEEDED_ON_A_GPU if device == "cuda" else NEEDED
+    lines = [f"{name}: pip install '{wanted}'" for name, wanted in needed.items() if find_spec(name) is None]
+    if device == "cuda" and find_spec("torch") is not None:
         import torch
 
         if not torch.cuda.is_available():
@@ -97,13 +111,17 @@ def missing_for_a_gpu() -> list[str]:
 
 
 def main() -> int:
-    """Prints the environment as JSON; with "cuda", exit 1 and what is missing where a GPU run can't be made."""
-    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-    missing = missing_for_a_gpu() if device == "cuda" else []
+    """Prints the environment as JSON ("--missing" first: nothing); exit 1 and a list where something is missing."""
+    words = sys.argv[1:]
+    only_missing = words[:1] == ["--missing"]
+    device = (words[only_missing:] or ["cpu"])[0]
+    missing = missing_for(device)
+    if missing:
+        print(f"with {sys.executable} (set PYTHON to change it):", file=sys.stderr)
     for line in missing:
         print(f"missing: {line}", file=sys.stderr)
-    if missing:
-        return 1
+    if missing or only_missing:
+        return 1 if missing else 0
     print(json.dumps(examine(device), indent=2))
     return 0
 

@@ -20,7 +20,7 @@ for these sources) is not done again:
   --device cpu  a rehearsal without a GPU
   --seconds N   for all stages together, default 520; a stage inherits what those before it left
 
-environment: PYTHON (python3), TILEDATTN_GPU_JOBS (test processes at a time, with pytest-xdist),
+environment: PYTHON (.venv/bin/python beside bench, else python3), TILEDATTN_GPU_JOBS (test processes at a time, with pytest-xdist),
   TILEDATTN_COMMIT (for a copy without .git), TILEDATTN_GPU_SHARES, default "environment=30 build=120 tests=180 sanitizers=70 benchmark=120"
 exit status: 0 all done, 1 a stage failed, 2 wrong usage or something is missing, 130 stopped
 TEXT
@@ -29,9 +29,11 @@ TEXT
 STAGES=(environment build tests sanitizers benchmark)
 SHARES=${TILEDATTN_GPU_SHARES:-environment=30 build=120 tests=180 sanitizers=70 benchmark=120}
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -n ${PYTHON:-} || ! -x $ROOT/.venv/bin/python ]] || PYTHON=$ROOT/.venv/bin/python
 PYTHON=${PYTHON:-python3}
 OUT='' DEVICE=cuda SECONDS_IN_ALL=520 FORCE='' ONLY=()
 SKIPPED=77 # exit status of a stage that can't run here and says why
+MISSING=78 # of one that lacks something
 
 fail() {
   echo "gpu.sh: $1" >&2
@@ -149,7 +151,9 @@ limit_of() {
 # A stage runs as a process of its own, in the background, so that signals reach this script meanwhile.
 if [[ -n ${TILEDATTN_GPU_STAGE:-} ]]; then
   LIMIT=$SECONDS_IN_ALL stage=$TILEDATTN_GPU_STAGE status=0
-  unset TILEDATTN_GPU_STAGE
+  [[ -n ${TILEDATTN_GPU_CHECKED:-} || $stage == environment ]] ||
+    "$PYTHON" -m bench.environment --missing "$DEVICE" || exit "$MISSING"
+  unset TILEDATTN_GPU_STAGE TILEDATTN_GPU_CHECKED
   "run_$stage" || status=$?
   exit "$status"
 fi
@@ -165,7 +169,7 @@ stop() {
 }
 trap stop INT TERM
 
-FAILED=''
+FAILED='' CHECKED=''
 for stage in "${STAGES[@]}"; do
   ((${#ONLY[@]} == 0)) || [[ " ${ONLY[*]} " == *" $stage "* ]] || continue
   if [[ -z $FORCE && -e $OUT/$stage.done && $(head -n 1 "$OUT/$stage.done") == "$MARK" ]]; then
@@ -179,15 +183,16 @@ for stage in "${STAGES[@]}"; do
     continue
   fi
   LOG=$stage.log began=$SECONDS status=0
-  TILEDATTN_GPU_STAGE=$stage timeout --kill-after=10 "$limit" "$ROOT/bench/gpu.sh" "$OUT" --device "$DEVICE" \
+  TILEDATTN_GPU_STAGE=$stage TILEDATTN_GPU_CHECKED=$CHECKED timeout --kill-after=10 "$limit" "$ROOT/bench/gpu.sh" "$OUT" --device "$DEVICE" \
     --seconds "$limit" >"$OUT/.$LOG" 2>&1 &
   CHILD=$!
   wait "$CHILD" || status=$?
-  CHILD=''
+  CHILD='' CHECKED=1
   mv "$OUT/.$LOG" "$OUT/$LOG"
   case $status in
     0) outcome="done in $((SECONDS - began)) s" ;;
     "$SKIPPED") outcome="skipped: $(tail -n 1 "$OUT/$LOG")" ;;
+    "$MISSING") outcome="something is missing" ;;
     124 | 137) outcome="stopped after its $limit s" ;;
     *) outcome="failed with status $status" ;;
   esac
@@ -199,7 +204,7 @@ for stage in "${STAGES[@]}"; do
   fi
   FAILED=1
   tail -n 20 "$OUT/$LOG" | sed 's/^/  | /'
-  [[ $stage != environment ]] || exit 2
+  [[ $stage != environment && $status != "$MISSING" ]] || exit 2
 done
 [[ ! -e $OUT/benchmark.md ]] || cat "$OUT/benchmark.md"
 [[ -z $FAILED ]]

@@ -35,13 +35,14 @@ def script(tmp_path):
     """Runs the script with a stub for Python; returns the finished process and what the stub was called with."""
     notes = tmp_path / "notes"
 
-    def run(*arguments, breaks="~none~", hangs="~none~", script=SCRIPT, **options):
-        stub = tmp_path / "python"
+    def run(*arguments, breaks="~none~", hangs="~none~", script=SCRIPT, python=None, **options):
+        stub = python or tmp_path / "python"
         stub.write_text(STUB.format(notes=notes, breaks=breaks, hangs=hangs))
         stub.chmod(0o755)
         notes.write_text("")
         call = subprocess.run if "start" not in options else subprocess.Popen
-        clean = {name: value for name, value in os.environ.items() if name != "TILEDATTN_CUDA"}
+        clean = {name: value for name, value in os.environ.items() if name not in ("TILEDATTN_CUDA", "PYTHON")}
+        chosen = {} if python else {"PYTHON": str(stub)}
         extra = (
             {"capture_output": True, "check": False, "timeout": LIMIT}
             if call is subprocess.run
@@ -49,7 +50,7 @@ def script(tmp_path):
         )
         done = call(
             [str(script), *arguments],
-            env={**clean, "PYTHON": str(stub), "TILEDATTN_COMMIT": options.get("commit", "abc")},
+            env={**clean, **chosen, "TILEDATTN_COMMIT": options.get("commit", "abc")},
             cwd=tmp_path,
             text=True,
             **extra,
@@ -95,7 +96,10 @@ def test_stages_run_once_and_go_on_where_they_stopped(script, tmp_path):
     assert json.loads((out / "environment.json").read_text()) == {"date": "today"}
     done, notes = script("out", "--device", "cpu")
     assert done.returncode == 0
-    assert notes.read_text() == "-m bench.gpu.sanitize --device cpu TILEDATTN_CUDA=\n"
+    assert notes.read_text().splitlines() == [
+        "-m bench.environment --missing cpu TILEDATTN_CUDA=",
+        "-m bench.gpu.sanitize --device cpu TILEDATTN_CUDA=",
+    ]
     assert "sanitizers: skipped: no GPU to sanitize" in done.stdout
     assert "tests: done in" in done.stdout
     done, notes = script("out", "--device", "cpu", "--only", "build", "--force")
@@ -149,6 +153,29 @@ def test_on_a_gpu_the_cuda_kernels_must_build(script):
     assert "setup.py -q build_ext --inplace TILEDATTN_CUDA=\n" in notes.read_text()
 
 
+@pytest.mark.parametrize("stage", ["environment", "build", "tests", "sanitizers", "benchmark"])
+def test_any_stage_ends_with_2_where_something_is_missing(script, tmp_path, stage):
+    done, notes = script("out", "--device", "cpu", "--only", stage, breaks="bench.environment")
+    assert done.returncode == 2, done.stdout
+    assert "| bench.environment is broken" in done.stdout
+    assert len(notes.read_text().splitlines()) == 1
+    assert not list((tmp_path / "out").glob("*.done"))
+
+
+def test_what_is_missing_is_looked_for_once(script):
+    _, notes = script("out", "--device", "cpu", "--only", "tests", "--only", "sanitizers", breaks="pytest")
+    assert notes.read_text().count("bench.environment --missing cpu") == 1
+
+
+@pytest.mark.parametrize("where", [".venv/bin/python", "path/python3"])
+def test_without_python_it_takes_that_of_the_repository_or_of_the_path(script, copy, tmp_path, monkeypatch, where):
+    python = tmp_path / "copy" / where
+    python.parent.mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path / "copy/path"), prepend=os.pathsep)
+    _, notes = script("out", "--device", "cpu", "--only", "benchmark", script=copy, python=python)
+    assert "-m bench --device cpu" in notes.read_text()
+
+
 def test_a_stage_that_hangs_is_stopped(script, tmp_path):
     done, _ = script("out", "--device", "cpu", "--only", "environment", "--seconds", "40", hangs="bench.environment")
     assert re.search("environment: stopped after its [12] s", done.stdout)
@@ -183,15 +210,19 @@ def test_without_a_gpu_it_says_what_is_missing(tmp_path, monkeypatch):
         timeout=120,
     )
     assert done.returncode == 2
+    lines = [line.removeprefix("  | ") for line in done.stdout.splitlines()]
+    first = lines.index(f"with {sys.executable} (set PYTHON to change it):")
+    assert lines[first + 1].startswith("missing: ")
     assert "missing: a CUDA device: torch" in done.stdout
 
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(environment, "find_spec", lambda name: None if name in ("triton", "torch") else object())
-    assert environment.missing_for_a_gpu() == [
+    assert environment.missing_for("cuda") == [
         "torch: pip install 'torch>=2.10'",
         "triton: pip install 'triton>=3.6'",
     ]
+    assert environment.missing_for("cpu") == ["torch: pip install 'torch>=2.10'"]
 
 
 def test_the_environment_is_complete():

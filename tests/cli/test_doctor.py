@@ -75,3 +75,30 @@ def test_variables_that_change_something_are_shown(monkeypatch, capsys, name, va
     assert doctor.examine()["environment"][name] == value
     assert main(["doctor"]) == 0
     assert f"{name} is {value}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "reasons", "expected"),
+    [
+        ("cuda", {"cuda": "no CUDA device", "torch": None}, "is cuda, which can't run here: no CUDA device; "),
+        ("gpu", {"cuda": None, "torch": None}, "is gpu, which isn't known; known are auto, cuda, torch; "),
+        ("cuda", {"cuda": None}, None),
+        ("auto", {"cuda": "no CUDA device"}, None),
+        ("", {"cuda": "no CUDA device"}, None),
+    ],
+)
+def test_a_backend_that_the_environment_asks_for_in_vain(asked, reasons, expected):
+    line = f"TILEDATTN_BACKEND {expected}calls that say auto will raise"
+    assert doctor._problems(asked, reasons) == ([line] if expected else [])
+
+
+def test_a_backend_that_cannot_run_is_a_line_and_exit_code_1(monkeypatch, capsys):
+    reason = "no CUDA device " + "of a kind that is supported, " * 9
+    monkeypatch.setattr("tiledattn.backends", lambda: {"cuda": reason, "torch": None})
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cuda")
+    assert main(["doctor"]) == 1
+    line = f"TILEDATTN_BACKEND is cuda, which can't run here: {reason}; calls that say auto will raise"
+    assert line in capsys.readouterr().out.splitlines()
+    assert main(["doctor", "--json"]) == 1
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "torch")
+    assert main(["doctor"]) == 0

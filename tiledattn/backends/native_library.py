@@ -26,12 +26,17 @@ def build_report() -> dict[str, object]:
     return found
 
 
+def library_path() -> Path:
+    """Where the library is looked for: the package's own, or the one that TILEDATTN_LIBRARY names."""
+    return Path(os.environ.get(LIBRARY_VARIABLE) or _FOLDER / "_C.abi3.so")
+
+
 @cache
 def load() -> str | None:
     """Loads the library; None, or why it can't be used."""
     if os.environ.get(NO_EXT_VARIABLE) == "1":
         return f"switched off by {NO_EXT_VARIABLE}=1"
-    library = Path(os.environ.get(LIBRARY_VARIABLE) or _FOLDER / "_C.abi3.so")
+    library = library_path()
     if not library.is_file():
         return f"no native library: {build_report().get('reason') or f'{library} is missing'}"
     try:

@@ -34,6 +34,8 @@ def doctor(
 ) -> None:
     """Print versions, devices, and each backend with the reason why it can't run here.
 
+    The exit code is 1 where TILEDATTN_BACKEND names one that can't run here.
+
     [dim]Example: tiledattn doctor --json[/dim]
     """
     report = examine()
@@ -41,6 +43,8 @@ def doctor(
         typer.echo(json.dumps(report, indent=2))
     else:
         _print(report)
+    if report["problems"]:
+        raise typer.Exit(1)
 
 
 def examine() -> dict[str, Any]:
@@ -55,9 +59,6 @@ def examine() -> dict[str, Any]:
 
     known, asked = backends(), os.environ.get(ENVIRONMENT_VARIABLE)
     optional = (NO_EXT_VARIABLE, LIBRARY_VARIABLE, SM90_VARIABLE)
-    problems = []
-    if asked and asked != "auto" and asked not in known:
-        problems.append(f"{ENVIRONMENT_VARIABLE}: got {asked!r}; known are auto, {', '.join(known)}")
     return {
         "tiledattn": __version__,
         "python": platform.python_version(),
@@ -74,8 +75,23 @@ def examine() -> dict[str, Any]:
             ENVIRONMENT_VARIABLE: asked,
             **{name: os.environ[name] for name in optional if name in os.environ},
         },
-        "problems": problems,
+        "problems": _problems(asked, known),
     }
+
+
+def _problems(asked: str | None, known: dict[str, str | None]) -> list[str]:
+    """What is wrong with the backend that the environment asks for, by why each known one can't run here."""
+    from ..dispatch import ENVIRONMENT_VARIABLE
+
+    if not asked or asked == "auto":
+        return []
+    if asked not in known:
+        why = f"which isn't known; known are auto, {', '.join(known)}"
+    elif known[asked] is not None:
+        why = f"which can't run here: {known[asked]}"
+    else:
+        return []
+    return [f"{ENVIRONMENT_VARIABLE} is {asked}, {why}; calls that say auto will raise"]
 
 
 def _version(package: str) -> str | None:
@@ -165,7 +181,7 @@ def _print(report: dict[str, Any]) -> None:
     for name, value in report["environment"].items():
         console.print(escape(f"{name} is {value or 'not set'}"))
     for problem in report["problems"]:
-        console.print(f"[red]{escape(problem)}[/red]")
+        console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
 
 
 def _native(facts: dict[str, Any]) -> list[tuple[str, str]]:
