@@ -30,7 +30,7 @@ def parse() -> argparse.Namespace:
 
 
 def earlier(path: Path, about: dict[str, object]) -> list[dict[str, object]]:
-    """Cases of an earlier run, if commit, day, device, versions, library and --case-seconds are the same"""
+    """Cases of an earlier run, if commit, day, device, versions, library and --case-seconds are the same."""
     try:
         data = report.validate(json.loads(path.read_text()))
     except (OSError, ValueError):
