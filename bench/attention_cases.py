@@ -24,6 +24,7 @@ SDPA = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+MOST_FLEX_TOKENS = {"cpu": 10000, "cuda": None}
 MOST_DENSE_TOKENS = {"cpu": 4096, "cuda": 16384}
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
 JUDGED_ROWS = {"cpu": 24, "cuda": 128}  # of every tile, batch entry and head
@@ -66,10 +67,11 @@ class AttentionCase(Case):
             label = f"SDPA {name}".strip()
             found.append(Way(f"gather + {label}", "peer", partial(_gather_and_attend, rows, kind)))
             found.append(Way(f"{label}, gathered before", "peer", partial(_attend_gathered, rows, kind)))
+        flex = partial(peers.flex_attention, tokens, rows, MOST_FLEX_TOKENS[device.type])
         dense = partial(peers.dense_attention, tokens, rows, MOST_DENSE_TOKENS[device.type])
         return [
             *found,
-            Way("FlexAttention", "peer", MadeOnce(partial(peers.flex_attention, tokens, rows))),
+            Way("FlexAttention", "peer", MadeOnce(flex)),
             Way("SDPA, dense mask", "peer", MadeOnce(dense)),
             Way("SDPA, no halo", "bound", partial(_plain_call, peers.without_halo)),
             matrix_product(device, dtype),

@@ -81,10 +81,20 @@ def _backward(attend: Callable[..., Tensor], kind: SDPBackend | None, inputs: In
     return lambda: torch.autograd.grad(out, (q, k, v), inputs[3], retain_graph=True)
 
 
+MOST_TOKENS_ON_CPU = 10000  # more take minutes
+
+
+def _dtypes(case: forward.AttentionCase) -> dict[str, tuple[str, ...]]:
+    large = case.layout.num_tiles * case.layout.tile_positions > MOST_TOKENS_ON_CPU
+    return {device: found for device, found in case.dtypes.items() if not (large and device == "cpu")}
+
+
 CASES = [
     BackwardCase(
         f"{case.operation}, gradients",
-        *(getattr(case, name) for name in ("name", "dtypes", "layout", "halo", "heads", "dim", "batch")),
+        case.name,
+        _dtypes(case),
+        *(getattr(case, name) for name in ("layout", "halo", "heads", "dim", "batch")),
     )
     for case in forward.CASES
     if type(case) is forward.AttentionCase

@@ -69,14 +69,16 @@ def tiled(out: Tensor, tiles: int) -> Tensor:
     return out.transpose(1, 2).unflatten(1, (tiles, -1)).transpose(0, 1)
 
 
-def flex_attention(tokens: int, rows: Tensor) -> Attend:
+def flex_attention(tokens: int, rows: Tensor, most: int | None = None) -> Attend:
     """FlexAttention over all tiles' tokens at once, compiled, with the block mask made beforehand.
 
     Raises:
-        NotOfferedError: a mask's block would lie across two tiles.
+        NotOfferedError: a mask's block would lie across two tiles, or there are more than `most` tokens in all.
     """
     from torch.nn.attention import flex_attention as flex
 
+    if most is not None and len(rows) * tokens > most:
+        raise NotOfferedError(f"{len(rows) * tokens} tokens would take minutes; measured up to {most}")
     if tokens % FLEX_BLOCK:
         raise NotOfferedError(f"tiles of {tokens} tokens are not whole blocks of {FLEX_BLOCK}")
     seen = sees(tokens, rows)
