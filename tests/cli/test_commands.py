@@ -204,6 +204,9 @@ def test_doctor_prints_versions_devices_and_backends(capsys):
 def test_doctor_json_is_json_and_agrees_with_the_library(capsys, monkeypatch):
     import torch
 
+    for name in list(os.environ):
+        if name.startswith("TILEDATTN_") and name != "TILEDATTN_NO_EXT":
+            monkeypatch.delenv(name)
     monkeypatch.setenv("TILEDATTN_BACKEND", "torch")
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -215,7 +218,8 @@ def test_doctor_json_is_json_and_agrees_with_the_library(capsys, monkeypatch):
     assert report["automatic"]["cpu"]["float32"].startswith("cpu" if native else "torch")
     assert report["native"]["reason"] == tiledattn.backends()["cpu"]
     assert not native or report["native"]["instruction_set"] in report["native"]["instruction_sets"]
-    assert report["environment"] == {"TILEDATTN_BACKEND": "torch"}
+    without = {"TILEDATTN_NO_EXT": os.environ["TILEDATTN_NO_EXT"]} if "TILEDATTN_NO_EXT" in os.environ else {}
+    assert report["environment"] == {"TILEDATTN_BACKEND": "torch", **without}
     assert report["problems"] == []
 
 
