@@ -77,7 +77,7 @@ format: $(STAMP)
 
 # Times beside the peers', as a table and as build/bench/benchmark.json.
 bench: build
-	$(BIN)/python -m bench --device cpu --fresh --out build/bench
+	$(BIN)/python -m tiledattn.bench --device cpu --fresh --out build/bench
 
 # The same on an idle machine, kept under bench/results and shown in docs/benchmarks.md.
 bench-record: bench

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench --help`."""
+"""Tools around the benchmark of `tiledattn.bench`: GPU runs, records, training of the small models."""

@@ -83,7 +83,7 @@ export TILEDATTN_COMMIT=$COMMIT
 MARK="$COMMIT $DEVICE"
 
 run_environment() {
-  "$PYTHON" -m bench.environment "$DEVICE" >"$OUT/.environment.json" || return
+  "$PYTHON" -m tiledattn.bench.environment "$DEVICE" >"$OUT/.environment.json" || return
   mv "$OUT/.environment.json" "$OUT/environment.json"
   cat "$OUT/environment.json"
 }
@@ -91,7 +91,7 @@ run_environment() {
 run_build() {
   [[ $DEVICE != cuda ]] || export TILEDATTN_CUDA=1
   TILEDATTN_NO_EXT=0 "$PYTHON" setup.py -q build_ext --inplace || return
-  "$PYTHON" -m bench.environment "$DEVICE" >"$OUT/.environment.json" || return # now with what the library says
+  "$PYTHON" -m tiledattn.bench.environment "$DEVICE" >"$OUT/.environment.json" || return # now with what the library says
   mv "$OUT/.environment.json" "$OUT/environment.json"
 }
 
@@ -134,7 +134,7 @@ run_sanitizers() {
 }
 
 run_benchmark() {
-  "$PYTHON" -m bench --device "$DEVICE" --out "$OUT" --seconds "$((LIMIT * 4 / 5))" --case-seconds 3
+  "$PYTHON" -m tiledattn.bench --device "$DEVICE" --out "$OUT" --seconds "$((LIMIT * 4 / 5))" --case-seconds 3
 }
 
 # The seconds that a stage may take: its share and what the ones before it left of theirs.
@@ -152,7 +152,7 @@ limit_of() {
 if [[ -n ${TILEDATTN_GPU_STAGE:-} ]]; then
   LIMIT=$SECONDS_IN_ALL stage=$TILEDATTN_GPU_STAGE status=0
   [[ -n ${TILEDATTN_GPU_CHECKED:-} || $stage == environment ]] ||
-    "$PYTHON" -m bench.environment --missing "$DEVICE" || exit "$MISSING"
+    "$PYTHON" -m tiledattn.bench.environment --missing "$DEVICE" || exit "$MISSING"
   unset TILEDATTN_GPU_STAGE TILEDATTN_GPU_CHECKED
   "run_$stage" || status=$?
   exit "$status"

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tiledattn.bench import report
 from tiledattn.files import whole_file
 
-from . import report
-
-GENERATE = report.RESULTS.parent.parent / "docs/generate.py"
+RESULTS = Path(__file__).resolve().parent / "results"
+GENERATE = RESULTS.parent.parent / "docs/generate.py"
 
 
 def place(data: dict[str, Any], folder: Path) -> Path:
@@ -23,7 +23,7 @@ def place(data: dict[str, Any], folder: Path) -> Path:
     return folder / device / f"{data['environment']['date']}.json"
 
 
-def record(source: Path, folder: Path = report.RESULTS) -> Path:
+def record(source: Path, folder: Path = RESULTS) -> Path:
     """Copies a valid run to its place.
 
     Raises:
@@ -42,6 +42,13 @@ def record(source: Path, folder: Path = report.RESULTS) -> Path:
     with whole_file(target) as path:
         path.write_text(json.dumps(data, indent=1) + "\n")
     return target
+
+
+def latest_results(folder: Path = RESULTS) -> list[Path]:
+    """The newest JSON of every device, `<device>/<date>.json`."""
+    folders = sorted(path for path in folder.glob("*") if path.is_dir())
+    newest = (max(path.glob("*.json"), default=None, key=lambda file: file.stem) for path in folders)
+    return [path for path in newest if path is not None]
 
 
 def main() -> int:

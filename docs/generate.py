@@ -10,8 +10,9 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench import report  # noqa: E402  # found beside this folder
+from bench import record  # noqa: E402  # found beside this folder
 from tiledattn import dispatch  # noqa: E402
+from tiledattn.bench import report  # noqa: E402
 
 
 def backends_table() -> str:
@@ -58,7 +59,7 @@ def families_table() -> str:
 
 def benchmark_tables() -> str:
     """The newest run of every device under bench/results."""
-    runs = [report.validate(json.loads(path.read_text())) for path in report.latest_results()]
+    runs = [report.validate(json.loads(path.read_text())) for path in record.latest_results()]
     runs.sort(key=lambda run: run["environment"]["device"], reverse=True)  # GPUs first
     parts = [f"## {run['environment']['device_name']}\n\n{report.tables(run)}" for run in runs]
     return "\n".join(parts).rstrip() if parts else "No run has been recorded yet."

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import tiledattn as ta
-from bench.variants import SM90, TF32, missing_for_sm90, products, sm90_only, yardstick
-from bench.ways import DTYPES, our_backends, random, relative_error
+from tiledattn.bench.variants import SM90, TF32, missing_for_sm90, products, sm90_only, yardstick
+from tiledattn.bench.ways import DTYPES, our_backends, random, relative_error
 
 CPU = torch.device("cpu")
 LAYOUT = ta.TileLayout((11, 26), (6, 13), (1, 0), (False, True))

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from bench import environment
+from tiledattn.bench import environment
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "bench/gpu.sh"
@@ -97,7 +97,7 @@ def test_stages_run_once_and_go_on_where_they_stopped(script, tmp_path):
     done, notes = script("out", "--device", "cpu")
     assert done.returncode == 0
     assert notes.read_text().splitlines() == [
-        "-m bench.environment --missing cpu TILEDATTN_CUDA=",
+        "-m tiledattn.bench.environment --missing cpu TILEDATTN_CUDA=",
         "-m bench.gpu.sanitize --device cpu TILEDATTN_CUDA=",
     ]
     assert "sanitizers: skipped: no GPU to sanitize" in done.stdout
@@ -173,7 +173,7 @@ def test_without_python_it_takes_that_of_the_repository_or_of_the_path(script, c
     python.parent.mkdir(parents=True)
     monkeypatch.setenv("PATH", str(tmp_path / "copy/path"), prepend=os.pathsep)
     _, notes = script("out", "--device", "cpu", "--only", "benchmark", script=copy, python=python)
-    assert "-m bench --device cpu" in notes.read_text()
+    assert "-m tiledattn.bench --device cpu" in notes.read_text()
 
 
 def test_a_stage_that_hangs_is_stopped(script, tmp_path):

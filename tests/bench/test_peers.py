@@ -5,7 +5,7 @@ import torch
 from support import assert_within_budget, attention_inputs, oracle, plain_attention
 
 import tiledattn as ta
-from bench import attention_cases, peers, peers_tiles, ways
+from tiledattn.bench import attention_cases, peers, peers_tiles, ways
 
 CPU = torch.device("cpu")
 LAYOUTS = {

@@ -6,9 +6,10 @@ import json
 import pytest
 from benchmark_run import RUN
 
-import bench.__main__ as command
-from bench import report, runner
-from bench.__main__ import earlier
+import tiledattn.bench.__main__ as command
+from bench import record
+from tiledattn.bench import report, runner
+from tiledattn.bench.__main__ import earlier
 
 
 def test_a_run_is_valid_and_survives_json():
@@ -125,13 +126,13 @@ def test_the_newest_result_of_every_device(tmp_path):
     for name in ("a/2026-01-02.json", "a/2026-01-10.json", "b/2025-12-31.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(p.relative_to(tmp_path)) for p in report.latest_results(tmp_path)] == [
+    assert [str(p.relative_to(tmp_path)) for p in record.latest_results(tmp_path)] == [
         "a/2026-01-10.json",
         "b/2025-12-31.json",
     ]
 
 
-@pytest.mark.parametrize("path", report.latest_results(), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", record.latest_results(), ids=lambda path: path.parent.name)
 def test_committed_results_are_valid(path):
     data = report.validate(json.loads(path.read_text()))
     assert data["environment"]["date"] == path.stem

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiledattn as ta
-from bench import attention_cases, backward_cases, peers, report, runner, tile_cases, ways
+from tiledattn.bench import attention_cases, backward_cases, peers, report, runner, tile_cases, ways
 
 CPU = torch.device("cpu")
 LAYOUT = ta.TileLayout((32, 32), 16, 0, True)

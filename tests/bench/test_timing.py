@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import timing
+from tiledattn.bench import timing
 
 
 class FakeClock:

@@ -8,9 +8,9 @@ import torch
 from gpu.where import emulated_hopper
 
 import tiledattn as ta
-from bench import attention_cases, runner, variants, ways
 from bench.gpu import sanitize
 from tiledattn.backends import cuda_attention
+from tiledattn.bench import attention_cases, runner, variants, ways
 
 CPU = torch.device("cpu")
 BOXES = ta.TileLayout(24, 8, 0, True)
@@ -121,7 +121,7 @@ def test_the_kernel_of_sm90_as_a_way(hopper, monkeypatch, halo, outcome):
 
 def runner_times(calls):
     """One call of each."""
-    from bench.timing import summary
+    from tiledattn.bench.timing import summary
 
     for of_sets in calls.values():
         of_sets[0]()

@@ -6,7 +6,7 @@ from gpu.where import DEVICE, DTYPES, TF32, offered, to_device
 from support import assert_within_budget, attention_inputs, oracle, plain_attention, plain_lse
 
 import tiledattn as ta
-from bench.variants import held, products, yardstick
+from tiledattn.bench.variants import held, products, yardstick
 from tiledattn.dispatch import saves_lse
 
 

@@ -5,8 +5,8 @@ import torch
 from gpu.where import DEVICE, MARKS, offered, skip_unless_free, sm90  # noqa: F401  # a fixture
 
 import tiledattn as ta
-from bench.attention_cases import AttentionJudge
-from bench.ways import Way
+from tiledattn.bench.attention_cases import AttentionJudge
+from tiledattn.bench.ways import Way
 
 pytestmark = MARKS
 LARGE = DEVICE.type == "cuda"  # a rehearsal on a CPU is small

@@ -7,7 +7,7 @@ from gpu.where import DEVICE, MARKS, sm90  # noqa: F401  # a fixture
 from support import attention_inputs
 
 import tiledattn as ta
-from bench.ways import NotOfferedError
+from tiledattn.bench.ways import NotOfferedError
 
 pytestmark = MARKS
 HALVES = ["bfloat16", "float16"]

@@ -9,10 +9,10 @@ import torch
 from emulated_attention import emulation
 
 import tiledattn as ta
-from bench import variants
-from bench.variants import TF32
-from bench.ways import our_backends
 from tiledattn.backends import cuda, cuda_attention
+from tiledattn.bench import variants
+from tiledattn.bench.variants import TF32
+from tiledattn.bench.ways import our_backends
 
 DEVICE = torch.device(os.environ.get("TILEDATTN_TEST_DEVICE", "cuda"))
 MISSING = "no CUDA or ROCm device" if DEVICE.type == "cuda" and not torch.cuda.is_available() else None

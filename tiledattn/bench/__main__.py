@@ -1,4 +1,4 @@
-"""Times tiledattn against its peers: `python -m bench --device cpu --out build/bench`.
+"""Times tiledattn against its peers: `python -m tiledattn.bench --device cpu --out build/bench`.
 
 Every result is checked against float64 first; a way that fails has no time. Ways take turns in one process. Ctrl-C
 leaves the cases that are done.
@@ -18,7 +18,7 @@ from . import environment, report
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tiledattn.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of benchmark.json and .md")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose operation, name or dtype holds TEXT")

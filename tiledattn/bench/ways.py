@@ -18,7 +18,7 @@ Kind = Literal["ours", "peer", "bound", "limit"]
 
 DTYPES = {
     "float32": torch.float32,
-    "tf32": torch.float32,  # multiplied as tfloat32: bench/variants.py
+    "tf32": torch.float32,  # multiplied as tfloat32: variants.py
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 FORMAT = 1
 KINDS = ("ours", "peer", "bound", "limit")
-RESULTS = Path(__file__).resolve().parent / "results"
 SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 
 _ENVIRONMENT = {"date": str, "commit": str, "device": str, "device_name": str, "python": str, "torch": str}
@@ -154,10 +152,3 @@ def _notes(cases: list[dict[str, Any]]) -> list[str]:
     return [
         f"- {words[outcome]}: {'; '.join(_unique(of))}: {why.rstrip('.')}." for (outcome, why), of in reasons.items()
     ]
-
-
-def latest_results(folder: Path = RESULTS) -> list[Path]:
-    """The newest JSON of every device, `<device>/<date>.json`."""
-    folders = sorted(path for path in folder.glob("*") if path.is_dir())
-    newest = (max(path.glob("*.json"), default=None, key=lambda file: file.stem) for path in folders)
-    return [path for path in newest if path is not None]

@@ -1,0 +1,1 @@
+"""Benchmarks: `tiledattn bench --help`."""
