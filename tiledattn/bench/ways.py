@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -63,17 +63,23 @@ class Case(ABC):
         operation: what is done; cases of one operation share a table.
         name: as tables show it.
         dtypes: per device type, the dtypes that it is run with; a device type that is missing leaves the case out.
+        quick: part of `--quick`.
     """
 
     operation: str
     name: str
-    dtypes: dict[str, tuple[str, ...]]
+    dtypes: Mapping[str, tuple[str, ...]]
+    quick: bool = field(default=False, kw_only=True)
 
     unit = ""  # "TFLOP/s", "GB/s", or "" where only time counts
 
     @abstractmethod
     def amount(self, dtype: torch.dtype) -> float:
         """Floating-point operations, or bytes read and written, of one call; 0 where only time counts."""
+
+    def least_bytes(self, dtype: torch.dtype) -> float:
+        """Bytes that move at least: inputs read once, outputs written once; 0 where that is unknown."""
+        return 0.0
 
     @abstractmethod
     def inputs(self, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
@@ -111,5 +117,6 @@ def budget(found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
 
 
 def random(shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
+    """Normal numbers, the same in every precision up to its rounding."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(tuple(shape), device=device, dtype=torch.float32, generator=generator).to(dtype)
