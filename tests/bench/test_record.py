@@ -32,4 +32,4 @@ def test_a_run_with_a_wrong_result_is_not_kept(tmp_path):
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="environment: missing"):
-        record.record(write(tmp_path, {"format": 1}), tmp_path / "results")
+        record.record(write(tmp_path, {"format": 2, "command": ""}), tmp_path / "results")

@@ -1,61 +1,139 @@
-"""What a run of the benchmark leaves: its JSON, checked, and the tables that are made from it."""
+"""What a run of the benchmark leaves: its JSON, checked, and the Markdown that is made from it.
+
+Format 2. A run has
+
+- `command`: what to type to have it again,
+- `environment`: device, versions, commit and date,
+- `limits`: what the machine does at best, each a `name` ("matrix product" or "copy"), `dtype`, `rate` in `unit`
+  ("TFLOP/s" or "GB/s"), `spread`, `samples` and `what` was measured,
+- `cases`: each with the useful work of one call (`amount`, floating-point operations or bytes), the bytes that must
+  move at least (`least_bytes`, 0 where unknown), and a row for every way to do it,
+- `scaling`: times and memory against the size of the work, with fitted exponents (`tiledattn.bench.scaling`).
+
+A row has a time (`seconds` of one call, the median; `spread`, the interquartile range over it; `samples`), with
+`extra_bytes`, the peak memory beyond inputs and outputs or null, and with the `error` that was found and the one
+`allowed`; or it says why it was `skipped`, or how its check `failed`. Rows that failed never have a time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 1
-KINDS = ("ours", "peer", "bound", "limit")
-SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
+from .tables import Cell, Data, Table, about, all_tables
 
+FORMAT = 2
+KINDS = ("ours", "peer", "bound", "limit")
+UNITS = ("TFLOP/s", "GB/s")
+AGAINST = ("canvas area", "halo", "tile", "threads")
+
+_RUN = {"format": int, "command": str, "environment": dict, "limits": list, "cases": list, "scaling": list}
 _ENVIRONMENT = {"date": str, "commit": str, "device": str, "device_name": str, "python": str, "torch": str}
-_CASE = {"operation": str, "case": str, "dtype": str, "unit": str, "amount": float, "rows": list}
+_LIMIT = {"name": str, "dtype": str, "unit": str, "rate": float, "spread": float, "samples": int, "what": str}
+_CASE = {"operation": str, "case": str, "dtype": str, "unit": str, "amount": float, "least_bytes": float, "rows": list}
 _ROW = {"way": str, "kind": str}
 _TIMED = {"seconds": float, "spread": float, "samples": int}
+_SCALING = {"operation": str, "against": str, "unit": str, "dtype": str, "points": list, "time_exponent": list}
+_POINT = {"x": float, "seconds": float, "spread": float}
 
 
-def validate(data: Any) -> dict[str, Any]:
+def validate(data: Any) -> Data:
     """The data of a run, as it was given.
 
     Raises:
         ValueError: it does not have the form of one; the message says where and what was expected.
     """
-    _fields("", data, {"format": int, "environment": dict, "cases": list})
+    _fields("", data, {"format": int})
+    run: Data = data
     if data["format"] != FORMAT:
-        raise ValueError(f"format: got {data['format']}; expected {FORMAT}")
+        raise ValueError(f"format: got {data['format']}; expected {FORMAT}: measure again with this version")
+    for name, value in {"command": "", "limits": [], "scaling": []}.items():
+        data.setdefault(name, value)
+    _fields("", data, _RUN)
     _fields("environment.", data["environment"], _ENVIRONMENT)
+    for number, limit in enumerate(data["limits"]):
+        _check_limit(f"limits[{number}].", limit)
     for number, case in enumerate(data["cases"]):
-        place = f"cases[{number}]."
-        _fields(place, case, _CASE)
-        if case["unit"] and case["unit"] not in SCALES:
-            raise ValueError(f"{place}unit: got {case['unit']!r}; expected one of {', '.join(SCALES)} or ''")
-        for index, row in enumerate(case["rows"]):
-            _check_row(f"{place}rows[{index}].", row)
-    return data
+        _check_case(f"cases[{number}].", case)
+    for number, entry in enumerate(data["scaling"]):
+        _check_scaling(f"scaling[{number}].", entry)
+    return run
+
+
+def _check_limit(place: str, limit: Any) -> None:
+    _fields(place, limit, _LIMIT)
+    _one_of(f"{place}unit", limit["unit"], UNITS)
+    _positive(f"{place}rate", limit["rate"], "rate")
+
+
+def _check_case(place: str, case: Any) -> None:
+    if isinstance(case, dict):
+        case.setdefault("least_bytes", 0.0)
+    _fields(place, case, _CASE)
+    _one_of(f"{place}unit", case["unit"], (*UNITS, ""))
+    for index, row in enumerate(case["rows"]):
+        _check_row(f"{place}rows[{index}].", row)
 
 
 def _check_row(place: str, row: Any) -> None:
     _fields(place, row, _ROW)
-    if row["kind"] not in KINDS:
-        raise ValueError(f"{place}kind: got {row['kind']!r}; expected one of {', '.join(KINDS)}")
+    _one_of(f"{place}kind", row["kind"], KINDS)
     outcomes = [name for name in ("seconds", "skipped", "failed") if name in row]
     if len(outcomes) != 1:
         raise ValueError(f"{place[:-1]}: has {outcomes}; expected exactly one of seconds, skipped, failed")
-    if outcomes == ["seconds"]:
-        _fields(place, row, _TIMED)
-        if not (row["seconds"] > 0 and math.isfinite(row["seconds"])):
-            raise ValueError(f"{place}seconds: got {row['seconds']}; expected a positive time")
-        if row["kind"] != "limit":
-            _fields(place, row, {"error": float, "allowed": float})
-            if not row["error"] <= row["allowed"]:
-                raise ValueError(f"{place}error: {row['error']} is over {row['allowed']}, yet there is a time")
+    if outcomes != ["seconds"]:
+        _fields(place, row, {outcomes[0]: str})
+        return
+    _fields(place, row, _TIMED)
+    _positive(f"{place}seconds", row["seconds"], "time")
+    _bytes_or_none(f"{place}extra_bytes", row.get("extra_bytes"))
+    if row["kind"] != "limit":
+        _fields(place, row, {"error": float, "allowed": float})
+        if not row["error"] <= row["allowed"]:
+            raise ValueError(f"{place}error: {row['error']} is over {row['allowed']}, yet there is a time")
 
 
-def _fields(place: str, value: Any, expected: dict[str, type]) -> None:
+def _check_scaling(place: str, entry: Any) -> None:
+    _fields(place, entry, _SCALING)
+    _one_of(f"{place}against", entry["against"], AGAINST)
+    _exponent(f"{place}time_exponent", entry["time_exponent"])
+    if entry.get("memory_exponent") is not None:
+        _exponent(f"{place}memory_exponent", entry["memory_exponent"])
+    for index, point in enumerate(entry["points"]):
+        at = f"{place}points[{index}]."
+        _fields(at, point, _POINT)
+        _positive(f"{at}x", point["x"], "size")
+        _positive(f"{at}seconds", point["seconds"], "time")
+        for name in ("extra_bytes", "memory_bytes"):
+            _bytes_or_none(f"{at}{name}", point.get(name))
+
+
+def _exponent(place: str, value: Any) -> None:
+    numbers = isinstance(value, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in value)
+    if not (numbers and len(value) == 3 and value[1] <= value[0] <= value[2]):
+        raise ValueError(f"{place}: got {value!r}; expected [value, low, high] with low <= value <= high")
+
+
+def _one_of(place: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        names = ", ".join(name or "''" for name in known)
+        raise ValueError(f"{place}: got {value!r}; expected one of {names}")
+
+
+def _positive(place: str, value: float, what: str) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{place}: got {value}; expected a positive {what}")
+
+
+def _bytes_or_none(place: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{place}: got {value!r}; expected bytes, an int of at least 0, or null")
+
+
+def _fields(place: str, value: Any, expected: Mapping[str, type]) -> None:
     if not isinstance(value, dict):
-        raise ValueError(f"{place or 'the run'}: got {type(value).__name__}; expected an object")
+        raise ValueError(f"{place[:-1] or 'the run'}: got {type(value).__name__}; expected an object")
     for name, kind in expected.items():
         if name not in value:
             raise ValueError(f"{place}{name}: missing; expected {kind.__name__}")
@@ -64,91 +142,31 @@ def _fields(place: str, value: Any, expected: dict[str, type]) -> None:
             raise ValueError(f"{place}{name}: got {type(value[name]).__name__}; expected {kind.__name__}")
 
 
-def tables(data: dict[str, Any]) -> str:
-    """The run as Markdown: per operation a row for every case and dtype, ours first, then each peer as a ratio."""
-    about = data["environment"]
-    versions = [f"torch {about['torch']}"] + [
-        f"{name} {about[name]}"
-        for name in ("triton", "cuda", "driver")
-        if about["device"] == "cuda" and about.get(name)
-    ]
-    if about["device"] == "cpu" and about.get("threads"):
-        versions.append(f"{about['threads']} threads")
-    lines = [f"{about['device_name']}; {', '.join(versions)}; commit {about['commit']}, {about['date']}.", ""]
-    for operation in dict.fromkeys(case["operation"] for case in data["cases"]):
-        lines += [*_table(operation, [case for case in data["cases"] if case["operation"] == operation]), ""]
+def tables(data: Data) -> str:
+    """The run as Markdown: device and versions, the command, the machine's limits, a table per operation, scaling."""
+    lines = ["; ".join(text for _, text in about(data)) + ".", ""]
+    if data["command"]:
+        lines += ["```", data["command"], "```", ""]
+    for table in all_tables(data):
+        lines += [*_markdown(table), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(operation: str, cases: list[dict[str, Any]]) -> list[str]:
-    others = _unique(row["way"] for case in cases for row in case["rows"] if row["kind"] != "limit")
-    firsts = {id(case): _first(case) for case in cases}
-    # a column that is nobody's ratio, because it is always the one compared with, is left out
-    others = [way for way in others if any(_ratio(case, firsts[id(case)], way) not in ("", "wrong") for case in cases)]
-    unit = cases[0]["unit"]
-    limits = " / ".join(_unique(row["way"] for case in cases for row in case["rows"] if row["kind"] == "limit"))
-    head = [operation, "dtype", "ours", "time", *([unit, f"of {limits}"] if unit else []), *others]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for case in cases:
-        first = firsts[id(case)]
-        if first is None:
-            cells = ["none", "", *(["", ""] if unit else [])]
-        else:
-            cells = [f"`{first['way']}`", f"{_time(first['seconds'])} ± {first['spread']:.0%}"]
-            cells += [_rate(case, first), _of_limit(case, first)] if unit else []
-        cells += [_ratio(case, first, way) for way in others]
-        lines.append("| " + " | ".join([case["case"], case["dtype"], *cells]) + " |")
-    notes = _notes(cases)
+def _markdown(table: Table) -> list[str]:
+    lines = [_line([Cell(text) for text in table.head]), "|" + "---|" * len(table.head)]
+    lines += [_line(row) for row in table.rows]
+    notes = [f"- {f'**{note.strong}**' if note.strong else ''}{_escape(note.text)}" for note in table.notes]
     return [*lines, *([""] if notes else []), *notes]
 
 
-def _unique(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _line(cells: list[Cell]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 
-def _first(case: dict[str, Any]) -> dict[str, Any] | None:
-    """Ours that "auto" takes: the first of those with a time."""
-    return next((row for row in case["rows"] if row["kind"] == "ours" and "seconds" in row), None)
+def _cell(cell: Cell) -> str:
+    text = f"`{cell.text}`" if cell.code else _escape(cell.text)
+    return (f"**{text}**" if cell.strong else text) + _escape(cell.rest)
 
 
-def _time(seconds: float) -> str:
-    for factor, name in ((1.0, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {name}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
-def _rate(case: dict[str, Any], row: dict[str, Any]) -> str:
-    return f"{case['amount'] / row['seconds'] / SCALES[case['unit']]:.3g}"
-
-
-def _of_limit(case: dict[str, Any], row: dict[str, Any]) -> str:
-    limit = next((r for r in case["rows"] if r["kind"] == "limit" and "seconds" in r), None)
-    if limit is None:
-        return ""
-    of_limit = limit.get("amount", case["amount"]) / limit["seconds"]
-    return f"{case['amount'] / row['seconds'] / of_limit:.0%}"
-
-
-def _ratio(case: dict[str, Any], first: dict[str, Any] | None, way: str) -> str:
-    row = next((r for r in case["rows"] if r["way"] == way), None)
-    if row is None or row is first:
-        return ""
-    if "seconds" not in row:
-        return "wrong" if "failed" in row else "–"
-    return f"{row['seconds'] / first['seconds']:.3g}" if first else _time(row["seconds"])
-
-
-def _notes(cases: list[dict[str, Any]]) -> list[str]:
-    """Why cells hold no figure: every reason once, with the ways that it is about."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for case in cases:
-        for row in case["rows"]:
-            for outcome in ("skipped", "failed"):
-                if outcome in row:
-                    place = f"{row['way']} ({case['case']}, {case['dtype']})"
-                    reasons.setdefault((outcome, row[outcome]), []).append(place)
-    words = {"skipped": "no figure", "failed": "**wrong, hence no figure**"}
-    return [
-        f"- {words[outcome]}: {'; '.join(_unique(of))}: {why.rstrip('.')}." for (outcome, why), of in reasons.items()
-    ]
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
