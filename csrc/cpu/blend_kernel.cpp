@@ -10,7 +10,8 @@ namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
 constexpr int64_t kGather = 256;  // elements collected at a time where they are not adjacent
-constexpr int64_t kAhead = 4;     // rows that are fetched before they are needed: each may lie on a page of its own
+constexpr int kTogether = 8;      // rows that are summed at a time
+constexpr int64_t kAhead = 8;     // rows that are fetched before they are needed: each may lie on a page of its own
 constexpr int kTerms = 16;        // tiles that are added up in registers
 
 /// One of the tiles that cover a rectangle: its elements and weights there.
@@ -36,31 +37,24 @@ inline Vec load_numbers(const Brain* from, int64_t count) { return from_bfloat16
 /// Weights of rows, by term: the products of those of z and y.
 using Scales = float[kTerms][kBlendRows];
 
-/// kRows rows of kVectors vectors, in registers until all terms are added. `x` and `row` count from the rectangle's
+/// kRows vectors below one another, in registers until all terms are added. `x` and `row` count from the rectangle's
 /// own.
-template <int kRows, int kVectors, bool kStream, typename T>
+template <int kRows, typename T>
 inline void sum_vectors(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row,
                         int64_t x, const Sums<float>& sums) {
-  constexpr int64_t width = Vec::width;
   float* to = sums.to + row * sums.row + x;
-  Vec found[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) found[r][i] = sums.started ? load(to + r * sums.row + i * width) : Vec::zero();
-  }
+  Vec found[kRows];
+  for (int r = 0; r < kRows; ++r) found[r] = sums.started ? load(to + r * sums.row) : Vec::zero();
   for (int k = 0; k < count; ++k) {
     const T* from = terms[k].from + row * row_stride + x;
-    for (int i = 0; i < kVectors; ++i) {
-      const Vec weights = load(terms[k].weights_x + x + i * width);
-      for (int r = 0; r < kRows; ++r) {
-        const T* at = from + r * row_stride + i * width;
-        if (kStream) __builtin_prefetch(at + kAhead * row_stride);
-        found[r][i] = fma(Vec::all(scales[k][row + r]) * weights, load_numbers(at, width), found[r][i]);
-      }
+    const Vec weights = load(terms[k].weights_x + x);
+    for (int r = 0; r < kRows; ++r) {
+      const T* at = from + r * row_stride;
+      __builtin_prefetch(at + kAhead * row_stride);
+      found[r] = fma(Vec::all(scales[k][row + r]) * weights, load_numbers(at, Vec::width), found[r]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) store(to + r * sums.row + i * width, found[r][i]);
-  }
+  for (int r = 0; r < kRows; ++r) store(to + r * sums.row, found[r]);
 }
 
 /// The same for fewer elements of one row than a vector has.
@@ -77,34 +71,30 @@ inline void sum_rest(const Term<T>* terms, int count, const Scales& scales, int6
   store_floats(to, found, rest);
 }
 
-template <int kRows, bool kStream, typename T>
+template <int kRows, typename T>
 inline void sum_rows(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row,
                      const Sums<float>& sums) {
-  constexpr int64_t width = Vec::width;
   int64_t x = 0;
-  for (; x + 2 * width <= sums.length; x += 2 * width) {
-    sum_vectors<kRows, 2, kStream>(terms, count, scales, row_stride, row, x, sums);
-  }
-  for (; x + width <= sums.length; x += width) {
-    sum_vectors<kRows, 1, kStream>(terms, count, scales, row_stride, row, x, sums);
+  for (; x + Vec::width <= sums.length; x += Vec::width) {
+    sum_vectors<kRows>(terms, count, scales, row_stride, row, x, sums);
   }
   for (int r = 0; r < kRows && x < sums.length; ++r) sum_rest(terms, count, scales, row_stride, row + r, x, sums);
 }
 
 /// A rectangle of adjacent elements.
-template <bool kStream, typename T>
+template <typename T>
 void sum_rectangle(const Term<T>* terms, int count, int64_t row_stride, const Sums<float>& sums) {
   Scales scales;
   for (int k = 0; k < count; ++k) {
     for (int64_t row = 0; row < sums.rows; ++row) scales[k][row] = terms[k].weight_z * terms[k].weights_y[row];
   }
   int64_t row = 0;
-  for (; row + 4 <= sums.rows; row += 4) sum_rows<4, kStream>(terms, count, scales, row_stride, row, sums);
-  for (; row < sums.rows; ++row) sum_rows<1, kStream>(terms, count, scales, row_stride, row, sums);
+  for (; row + kTogether <= sums.rows; row += kTogether)
+    sum_rows<kTogether>(terms, count, scales, row_stride, row, sums);
+  for (; row < sums.rows; ++row) sum_rows<1>(terms, count, scales, row_stride, row, sums);
 }
 
-template <bool kStream>
-void sum_rectangle(const Term<double>* terms, int count, int64_t row_stride, const Sums<double>& sums) {
+inline void sum_rectangle(const Term<double>* terms, int count, int64_t row_stride, const Sums<double>& sums) {
   for (int64_t row = 0; row < sums.rows; ++row) {
     double* to = sums.to + row * sums.row;
     for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
@@ -129,7 +119,7 @@ void sum_apart(const Term<T>* terms, int count, int64_t row_stride, int64_t stri
         for (int64_t i = 0; i < part; ++i) gathered[k][i] = from[i * stride];
         found[k] = {gathered[k], terms[k].weights_x + done, terms[k].weights_y + row, terms[k].weight_z};
       }
-      sum_rectangle<false>(found, count, 0, {sums.to + row * sums.row + done, sums.row, 1, part, sums.started});
+      sum_rectangle(found, count, 0, {sums.to + row * sums.row + done, sums.row, 1, part, sums.started});
     }
   }
 }
@@ -212,7 +202,7 @@ class Blend {
 
   void add(const Term<T>* terms, int count, const Sums<S>& sums) {
     if (call_.stride == 1) {
-      sum_rectangle<kStream>(terms, count, call_.row_stride, sums);
+      sum_rectangle(terms, count, call_.row_stride, sums);
     } else {
       sum_apart(terms, count, call_.row_stride, call_.stride, sums);
     }
