@@ -236,3 +236,23 @@ def test_commands_that_are_missing_fail_or_hang_give_none():
     assert environment.output_of("no-such-command") is None
     assert environment.output_of("false") is None
     assert environment.output_of("echo", "words") == "words"
+
+
+def test_sources_are_named_by_what_is_in_them(monkeypatch, tmp_path):
+    package = tmp_path / "tiledattn"
+    package.mkdir()
+    (package / "a.py").write_text("one")
+    monkeypatch.delenv("TILEDATTN_COMMIT", raising=False)
+    monkeypatch.setattr(environment, "PACKAGE", package)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    first = environment.commit()  # an installed package is no checkout
+    assert re.fullmatch("sources-[0-9a-f]{12}", first)
+    assert environment.commit() == first
+    (tmp_path / ".git").touch()
+    for described, expected in (("abc", "abc"), ("abc-dirty", first.replace("sources", "abc-dirty")), (None, first)):
+        monkeypatch.setattr(environment, "output_of", lambda *words, described=described: described)
+        assert environment.commit() == expected
+    (package / "a.py").write_text("two")
+    assert environment.commit() != first
+    monkeypatch.setenv("TILEDATTN_COMMIT", "named")
+    assert environment.commit() == "named"

@@ -6,80 +6,12 @@ import json
 import pytest
 from benchmark_run import RUN
 
-import tiledattn.bench.__main__ as command
 from bench import record
-from tiledattn.bench import report, runner
-from tiledattn.bench.__main__ import earlier
+from tiledattn.bench import report
 
 
 def test_a_run_is_valid_and_survives_json():
     assert report.validate(json.loads(json.dumps(RUN))) == RUN
-
-
-@pytest.mark.parametrize(
-    ("commit", "goes_on"),
-    [("93edb53", True), ("93edb53-dirty-0123456789ab", True), ("93edb53-dirty", False), ("unknown", False)],
-)
-def test_an_interrupted_run_goes_on_where_the_commit_names_the_sources(tmp_path, commit, goes_on):
-    run = broken(lambda r: r["environment"].update(commit=commit))
-    path = tmp_path / "benchmark.json"
-    path.write_text(json.dumps(run))
-    assert earlier(path, run["environment"]) == (run["cases"] if goes_on else [])
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"threads": 1},
-        {"device": "cuda"},
-        {"torch": "2.14"},
-        {"native": {"compiler": "another"}},
-        {"library": "0123456789ab"},
-        {"case_seconds": 3.0},
-        {"date": "2026-01-03"},
-    ],
-    ids=lambda changed: next(iter(changed)),
-)
-def test_cases_are_measured_again_where_anything_else_differs(tmp_path, changed):
-    about = {**RUN["environment"], "native": {"compiler": "one"}, "library": "ba9876543210", "case_seconds": 6.0}
-    path = tmp_path / "benchmark.json"
-    path.write_text(json.dumps({**RUN, "environment": about}))
-    assert earlier(path, about) == RUN["cases"]
-    assert earlier(path, {**about, **changed}) == []
-    path.write_text(json.dumps(RUN))  # of a run that did not say so much
-    assert earlier(path, about) == []
-
-
-def test_the_command_says_how_many_cases_it_keeps(tmp_path, monkeypatch, capsys):
-    fakes = {"run": [], "examine": RUN["environment"]}
-    case = RUN["cases"][0]
-    monkeypatch.setattr(command.environment, "examine", lambda device: fakes["examine"])
-    monkeypatch.setattr(runner, "chosen", lambda device, only: [(Named(case), "float32")])
-    monkeypatch.setattr(runner, "run", lambda *given: fakes["run"].append(given[3]) or case)
-    monkeypatch.setattr(runner, "label", lambda *pair: "label")
-
-    def run(*options):
-        monkeypatch.setattr("sys.argv", ["bench", "--device", "cpu", "--out", str(tmp_path), *options])
-        before = len(fakes["run"])
-        assert command.main() == 0
-        return len(fakes["run"]) - before, "bench: 1 cases kept from before (--fresh measures again)\n" in (
-            capsys.readouterr().err
-        )
-
-    assert run() == (1, False)
-    assert run() == (0, True)
-    assert run("--case-seconds", "3") == (1, False)
-    assert run("--case-seconds", "3", "--fresh") == (1, False)
-    fakes["examine"] = {**RUN["environment"], "threads": 1}
-    assert run("--case-seconds", "3") == (1, False)
-    assert run("--case-seconds", "3") == (0, True)
-
-
-class Named:
-    """As much of a case as the command reads."""
-
-    def __init__(self, case):
-        self.operation, self.name = case["operation"], case["case"]
 
 
 def broken(change):

@@ -66,12 +66,8 @@ def test_a_planted_wrong_kernel_has_no_time(kind, prepare):
     rows, entry = run(("planted", kind, prepare))
     assert "errs by" in rows["planted"]["failed"]
     assert "seconds" not in rows["planted"]
-    text = report.tables(
-        {
-            "environment": {"device_name": "x", "device": "cpu", "torch": "1", "commit": "c", "date": "d"},
-            "cases": [entry],
-        }
-    )
+    about = {"device_name": "x", "device": "cpu", "torch": "1", "commit": "c", "date": "d", "python": "3"}
+    text = report.tables(report.validate({"format": report.FORMAT, "environment": about, "cases": [entry]}))
     assert "wrong, hence no figure" in text
 
 
@@ -82,7 +78,7 @@ def test_a_bound_is_judged_by_what_it_does():
 
 
 def raising(problem):
-    def prepare(inputs):
+    def prepare(*arguments):
         raise problem
 
     return prepare
@@ -141,9 +137,43 @@ def test_rows_by_definition_are_those_of_the_plan():
         assert torch.equal(found.sort(1).values, expected.sort(1).values)
 
 
-def test_labels_are_unique_and_chosen_by_part():
-    for device in ("cpu", "cuda"):
-        labels = [runner.label(*pair) for pair in runner.chosen(torch.device(device))]
-        assert len(set(labels)) == len(labels) > 5
-    assert all("blending" in runner.label(*pair) for pair in runner.chosen(CPU, "blending"))
-    assert runner.chosen(CPU, "no such thing") == []
+def test_a_case_that_can_not_be_set_up_is_skipped(monkeypatch):
+    case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1)
+    for problem, reason in (
+        (ways.NotOfferedError("needs diffusers"), "needs diffusers"),
+        (MemoryError("90 GiB"), "no memory for the inputs: 90 GiB"),
+    ):
+        monkeypatch.setattr(Attention, "inputs", raising(problem))
+        (row,) = runner.run(case, "float32", CPU, 0.0)["rows"]
+        assert row == {"way": runner.ALL_WAYS, "kind": "ours", "skipped": reason}
+    monkeypatch.setattr(Attention, "inputs", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        runner.run(case, "float32", CPU, 0.0)
+
+
+def test_only_wanted_ways_are_run():
+    case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1, (("broken", "ours", raising(OSError())),))
+    rows = runner.run(case, "float32", CPU, 0.0, lambda way: way.name == "torch")["rows"]
+    assert [row["way"] for row in rows] == ["torch"]
+
+
+def test_a_judge_that_breaks_gives_no_time(monkeypatch):
+    monkeypatch.setattr(attention_cases.AttentionJudge, "verdict", lambda self, found, way: 1 / 0)
+    rows, _ = run()
+    assert all("ZeroDivisionError" in row["failed"] for row in rows.values())
+
+
+def test_memory_and_least_bytes_are_kept(monkeypatch):
+    monkeypatch.setattr(runner, "extra_bytes", lambda call, device: 12345)
+    rows, entry = run(("limit", "limit", wrong_by(lambda x: x)))
+    assert rows["torch"]["extra_bytes"] == 12345
+    assert rows["limit"]["extra_bytes"] is None
+    assert entry["least_bytes"] >= 0.0
+
+
+def test_out_of_the_caches(monkeypatch):
+    made = []
+    monkeypatch.setattr(runner, "ColdCpuClock", lambda: made.append(1) or runner.CpuClock())
+    case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1)
+    runner.run(case, "float32", CPU, 0.0, cold=True)
+    assert made == [1]

@@ -1,4 +1,4 @@
-"""Samples are taken in turns, and summed up."""
+"""Samples are taken in turns, fairly, and summed up."""
 
 import pytest
 import torch
@@ -9,57 +9,106 @@ from tiledattn.bench import timing
 class FakeClock:
     """Every call takes as long as it says."""
 
-    sets = 1
+    protocol, sets, most_calls, short = "fake", 1, timing.MOST_CALLS, 0.0
 
-    def __init__(self):
-        self.order, self.time = [], 0.0
+    def __init__(self, **changes):
+        self.order, self.time, self.lengths = [], 0.0, []
+        vars(self).update(changes)
 
     def seconds(self, calls):
         total = sum(call() for call in calls)
         self.order.append(round(calls[0](), 4))
+        self.lengths.append(len(calls))
         self.time += total
         return total / len(calls)
 
 
+def taking(**seconds):
+    return {name: [lambda value=value: value] for name, value in seconds.items()}
+
+
+def measure(clock, calls, budget, **options):
+    return timing.measure(clock, calls, budget, now=lambda: clock.time, **options)
+
+
 def test_ways_take_turns_and_begin_in_turn():
     clock = FakeClock()
-    found = timing.measure(
-        clock, {"a": [lambda: 0.01], "b": [lambda: 0.02], "c": [lambda: 0.03]}, 0.2, now=lambda: clock.time
-    )
+    found = measure(clock, taking(a=0.01, b=0.02, c=0.03), 0.2)
     assert clock.order[:6] == [0.01, 0.01, 0.02, 0.02, 0.03, 0.03]  # to warm up
     assert clock.order[6:15] == [0.01, 0.02, 0.03, 0.02, 0.03, 0.01, 0.03, 0.01, 0.02]
     assert {name: times.median for name, times in found.items()} == pytest.approx({"a": 0.01, "b": 0.02, "c": 0.03})
-    assert {times.samples for times in found.values()} == {3}
 
 
 def test_a_small_budget_still_gives_some_samples_and_a_large_one_not_endless_ones():
     for budget, expected in ((0.0, 3), (1e9, timing.MOST_ROUNDS)):
         clock = FakeClock()
-        found = timing.measure(clock, {"a": [lambda: 1.0]}, budget, now=lambda clock=clock: clock.time)
-        assert found["a"].samples == expected
+        assert measure(clock, taking(a=1.0), budget)["a"].samples == expected
+    assert measure(FakeClock(), taking(a=1.0), 0.0, least_rounds=2)["a"].samples == 2
+    assert measure(FakeClock(), {}, 1.0) == {}
 
 
-def test_short_calls_are_repeated_and_go_round_the_sets():
+def test_fast_ways_go_on_when_slow_ones_have_used_their_share():
+    found = measure(FakeClock(), taking(fast=0.1, slow=2.0), 4.0)
+    assert found["slow"].samples == 3
+    assert found["fast"].samples == 20  # half of the budget
+
+
+def test_all_ways_make_the_same_number_of_calls():
+    clock = FakeClock()
+    measure(clock, taking(fast=1e-4, slow=4e-3), 1.0)
+    assert clock.lengths[:4] == [1, 1, 1, 1]
+    assert set(clock.lengths[4:]) == {11}
+    clock = FakeClock()
+    measure(clock, taking(fast=1e-6, slow=0.1), 1.0)  # a round of more calls would take more than a third
+    assert set(clock.lengths[4:]) == {3}
+
+
+def test_a_short_sample_has_an_untimed_call_before_it():
+    made = {"short": 0, "long": 0}
+
+    def call(name, seconds):
+        made[name] += 1
+        return seconds
+
+    calls = {"short": [lambda: call("short", 0.01)], "long": [lambda: call("long", 0.1)]}
+    measure(FakeClock(short=0.05), calls, 0.0)
+    # the clock above calls once more for its notes; 2 estimates and 3 samples of a call each
+    assert made == {"short": 2 * 5 + 3, "long": 2 * 5}
+
+
+def test_calls_go_round_the_sets():
     used = []
     clock = FakeClock()
-
-    def of_set(number):
-        def call():
-            used.append(number)
-            return 1e-4
-
-        return call
-
-    timing.measure(clock, {"a": [of_set(n) for n in range(3)]}, 0.0)
-    last = used[-(timing.MOST_CALLS // 2) : -1]
-    assert len(used) > 3 * 10
-    assert set(last) == {0, 1, 2}
+    measure(clock, {"a": [lambda n=n: used.append(n) or 1e-4 for n in range(3)]}, 1.0)
+    assert set(used[-8:]) == {0, 1, 2}
+    assert clock.lengths[-1] == 11
+    clock = FakeClock(most_calls=1)
+    measure(clock, {"a": [lambda n=n: 1e-4 for n in range(3)]}, 1.0)
+    assert clock.lengths[-1] == 3  # every set at least once
 
 
 def test_summary():
     assert timing.summary([4.0, 1.0, 2.0, 3.0, 5.0]) == timing.Times(3.0, 2 / 3, 5)
 
 
-def test_the_cpu_clock_measures_a_call():
+def test_the_cpu_clocks_measure_a_call():
     x = torch.randn(64, 64)
     assert 0 < timing.CpuClock().seconds([lambda: x @ x] * 3) < 1
+    assert 0 < timing.ColdCpuClock(1 << 20).seconds([lambda: x @ x] * 3) < 1
+
+
+def test_caches_are_overwritten_before_each_cold_call():
+    clock = timing.ColdCpuClock(1 << 20)
+    assert clock._flush.numel() == 2 << 20
+    seen = []
+    clock.seconds([lambda: seen.append(int(clock._flush[-1]))] * 3)
+    assert seen == [1, 2, 3]
+
+
+def test_the_last_level_cache(tmp_path):
+    for number, text in enumerate(("48K", "1024K", "32M", "odd", "")):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}/size").write_text(text + "\n")
+    assert timing.last_level_cache(tmp_path) == 32 << 20
+    assert timing.last_level_cache(tmp_path / "nowhere") is None
+    assert timing.ColdCpuClock()._flush.numel() >= 2 << 20

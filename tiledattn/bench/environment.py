@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
 NEEDED = {
     "torch": "torch>=2.10",
     "numpy": "numpy>=1.26",
@@ -46,6 +47,7 @@ def examine(device: str) -> dict[str, Any]:
     from tiledattn.backends import native
     from tiledattn.backends.cuda_attention import SM90_VARIABLE
 
+    cudnn: Any = torch.backends.cudnn  # its functions have no types
     triton = None
     if find_spec("triton") is not None:
         import triton as package
@@ -55,9 +57,7 @@ def examine(device: str) -> dict[str, Any]:
     found = re.search(r"release (\S+),", compiled)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": os.environ.get("TILEDATTN_COMMIT")
-        or output_of("git", "describe", "--always", "--dirty")
-        or "unknown",
+        "commit": commit(),
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -65,7 +65,7 @@ def examine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn.version(),
         "triton": triton,
         "nvcc": found[1] if found else None,
         "tiledattn": __version__,
@@ -74,6 +74,21 @@ def examine(device: str) -> dict[str, Any]:
         "sm90": os.environ.get(SM90_VARIABLE),
         "backends": backends(),
     }
+
+
+def commit() -> str:
+    """What names the sources: the commit, with a hash of the package's files where they differ or none is known.
+
+    TILEDATTN_COMMIT stands for it where it is set.
+    """
+    described = output_of("git", "describe", "--always", "--dirty") if (ROOT / ".git").exists() else None
+    named = os.environ.get("TILEDATTN_COMMIT") or described or "sources"
+    if named != "sources" and not named.endswith("-dirty"):
+        return named
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{named}-{digest.hexdigest()[:12]}"
 
 
 def library_hash() -> str | None:

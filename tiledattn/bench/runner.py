@@ -1,48 +1,72 @@
-"""Runs cases: checks every way's result, then takes times of those that passed."""
+"""Runs cases: checks every way's result, then takes times and memory of those that passed."""
 
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import tiledattn as ta
 
-from . import attention_cases, backward_cases, tile_cases
-from .timing import Clock, CpuClock, CudaClock, measure
+from . import attention_cases
+from .memory import extra_bytes
+from .timing import Clock, ColdCpuClock, CpuClock, CudaClock, measure
 from .variants import held, products, yardstick
 from .ways import DTYPES, Call, Case, Inputs, Judge, NotOfferedError, Way
 
-CASES: list[Case] = [*attention_cases.CASES, *tile_cases.CASES, *backward_cases.CASES]
-
-
-def chosen(device: torch.device, only: str = "") -> list[tuple[Case, str]]:
-    """Cases with a dtype that are run on a device and whose label holds `only`."""
-    pairs = [(case, dtype) for case in CASES for dtype in case.dtypes.get(device.type, ())]
-    return [pair for pair in pairs if only in label(*pair)]
-
-
-def label(case: Case, dtype: str) -> str:
-    return f"{case.operation}, {case.name}, {dtype}"
+ALL_WAYS = "all ways"  # the row of a case that can't be set up
 
 
 @torch.no_grad()
-def run(case: Case, dtype: str, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Checks and times all ways of a case; the entry of `cases` in the run's JSON."""
-    with products(dtype):
-        return _run(case, dtype, device, seconds)
+def run(
+    case: Case,
+    dtype: str,
+    device: torch.device,
+    seconds: float,
+    wanted: Callable[[Way], bool] = lambda way: True,
+    cold: bool = False,
+) -> dict[str, Any]:
+    """Checks and times the wanted ways of a case; the entry of `cases` in the run's JSON.
+
+    Args:
+        seconds: about how long samples are taken, over all ways.
+        wanted: which ways; the others have no row.
+        cold: on a CPU, take times out of the caches (`timing`).
+    """
+    entry = {
+        "operation": case.operation,
+        "case": case.name,
+        "dtype": dtype,
+        "unit": case.unit,
+        "amount": case.amount(DTYPES[dtype]),
+        "least_bytes": case.least_bytes(DTYPES[dtype]),
+    }
+    try:
+        with products(dtype):
+            return {**entry, "rows": _rows(case, dtype, device, seconds, wanted, cold)}
+    except NotOfferedError as reason:
+        row = {"skipped": _line(reason)}
+    except (MemoryError, torch.OutOfMemoryError) as reason:
+        row = {"skipped": f"no memory for the inputs: {_line(reason)}"}
+    finally:
+        _forget(device)
+    return {**entry, "rows": [{"way": ALL_WAYS, "kind": "ours", **row}]}
 
 
-def _run(case: Case, dtype: str, device: torch.device, seconds: float) -> dict[str, Any]:
+def _rows(
+    case: Case, dtype: str, device: torch.device, seconds: float, wanted: Callable[[Way], bool], cold: bool
+) -> list[dict[str, Any]]:
     precision = DTYPES[dtype]
     first = held(case.inputs(device, precision, 0), dtype)
-    clock = _clock(device, first)
+    clock = _clock(device, first, cold)
     sets = [first, *(held(case.inputs(device, precision, seed), dtype) for seed in range(1, clock.sets))]
     judge = case.judge(first, yardstick(dtype))
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, list[Call]] = {}
-    for way in case.ways(device, precision):
+    for way in filter(wanted, case.ways(device, precision)):
         rows[way.name] = {"way": way.name, "kind": way.kind}
         outcome, ready = _check(way, sets, judge)
         rows[way.name].update(outcome)
@@ -52,21 +76,14 @@ def _run(case: Case, dtype: str, device: torch.device, seconds: float) -> dict[s
             rows[way.name]["amount"] = attention_cases.product_flop(device)
     for name, times in measure(clock, calls, seconds).items():
         rows[name].update(seconds=times.median, spread=times.spread, samples=times.samples)
-    del calls, sets, first
-    _forget(device)
-    return {
-        "operation": case.operation,
-        "case": case.name,
-        "dtype": dtype,
-        "unit": case.unit,
-        "amount": case.amount(precision),
-        "rows": list(rows.values()),
-    }
+    for name, of_sets in calls.items():
+        rows[name]["extra_bytes"] = None if rows[name]["kind"] == "limit" else extra_bytes(of_sets[0], device)
+    return list(rows.values())
 
 
-def _clock(device: torch.device, inputs: Inputs) -> Clock:
+def _clock(device: torch.device, inputs: Inputs, cold: bool) -> Clock:
     if device.type == "cpu":
-        return CpuClock()
+        return ColdCpuClock() if cold else CpuClock()
     return CudaClock(device, sum(x.numel() * x.element_size() for x in inputs))
 
 
@@ -75,26 +92,27 @@ def _check(way: Way, sets: list[Inputs], judge: Judge) -> tuple[dict[str, Any], 
     try:
         calls = [way.prepare(inputs) for inputs in sets]
         found = calls[0]()
+        verdict = None if way.kind == "limit" else judge(found, way)
     except (NotOfferedError, ta.BackendUnavailableError) as reason:
         return {"skipped": _line(reason)}, []
     except Exception as problem:  # whatever a peer's kernel raises where it can't do a case
         outcome = "failed" if way.kind == "ours" else "skipped"
         return {outcome: f"{type(problem).__name__}: {_line(problem)}"}, []
-    if way.kind == "limit":
+    if verdict is None:
         return {}, calls
-    verdict = judge(found, way)
     if not verdict.passed:
         return {"failed": f"it errs by {verdict.error:.2e}, more than {verdict.allowed:.2e}"}, []
     return {"error": verdict.error, "allowed": verdict.allowed}, calls
 
 
-def _line(problem: Exception) -> str:
+def _line(problem: BaseException) -> str:
     text = " ".join(str(problem).split())
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _forget(device: torch.device) -> None:
     gc.collect()
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -26,7 +26,8 @@ def products(dtype: str) -> Iterator[None]:
     if dtype != TF32:
         yield
         return
-    of_cpu, of_gpu = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    backends: Any = torch.backends  # its types lack what sets a product's precision
+    of_cpu, of_gpu = backends.mkldnn.matmul, backends.cuda.matmul
     before = torch.get_float32_matmul_precision(), of_cpu.fp32_precision, of_gpu.fp32_precision
     # the older setting too: torch.compile reads it and refuses one that contradicts the newer
     torch.set_float32_matmul_precision("high")

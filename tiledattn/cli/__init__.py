@@ -1,4 +1,4 @@
-"""The command line: `tiledattn demo | generate | plot | doctor`, also `python -m tiledattn`.
+"""The command line: `tiledattn demo | generate | plot | bench | doctor`, also `python -m tiledattn`.
 
 Exit codes: 0 done, 1 an error (one line on stderr; `--debug` shows where), 2 bad usage, 130 stopped by Ctrl-C.
 """

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .generate import generate
@@ -43,4 +44,9 @@ def tiledattn(
 app.command(name="demo")(demo)
 app.command(name="generate")(generate)
 app.command(name="plot")(plot)
+app.command(
+    name="bench",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(bench)
 app.command(name="doctor")(doctor)

@@ -1,0 +1,80 @@
+"""A run beside an earlier one: what has become slower."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from . import report
+
+Run = dict[str, Any]
+Row = dict[str, Any]
+
+SAME = ("threads", "protocol", "torch")  # what two runs should share beside the device
+
+
+def read(path: Path) -> Run:
+    """An earlier run's JSON.
+
+    Raises:
+        ValueError: there is no such file, or it is no run; the message names it.
+    """
+    try:
+        return dict(report.validate(json.loads(path.read_text())))
+    except OSError as error:
+        raise ValueError(f"can't read {str(path)!r}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
+
+
+def table(data: Run, earlier: Run) -> str:
+    """Markdown: the time of every way that both runs have, now and then, and their ratio.
+
+    A ratio is bold, and its row ends with "slower", where it is above 1 by more than the joint spread: the root of the
+    sum of the squares of both interquartile ranges, each over its median. Two runs on different devices are not
+    compared; where threads, protocol or torch differ, a line says so.
+    """
+    now, then = data["environment"], earlier["environment"]
+    if now["device_name"] != then["device_name"]:
+        return f"Not compared: the earlier run is of {then['device_name']!r}, this one of {now['device_name']!r}.\n"
+    lines = [f"Against commit {then['commit']}, {then['date']}."]
+    for name in SAME:
+        if now.get(name) != then.get(name):
+            lines.append(f"Mind that {name} differs: {then.get(name)} then, {now.get(name)} now.")
+    rows = _rows(data, earlier)
+    if not rows:
+        return "\n".join([*lines, "The two runs have no case and way in common."]) + "\n"
+    slower = sum(row[-1] == "slower" for row in rows)
+    head = ("case", "way", "then", "now", "now / then", "")
+    lines += ["", _markdown(head), "|---|---|---|---|---|---|", *map(_markdown, rows)]
+    return "\n".join([*lines, "", f"{slower} of {len(rows)} are slower beyond the joint spread."]) + "\n"
+
+
+def _rows(data: Run, earlier: Run) -> list[tuple[str, ...]]:
+    known = {key: row for case in earlier["cases"] for key, row in _timed(case).items()}
+    found: list[tuple[str, ...]] = []
+    for case in data["cases"]:
+        for key, row in _timed(case).items():
+            if key in known:
+                then = known[key]
+                ratio = row["seconds"] / then["seconds"]
+                slower = ratio - 1 > math.hypot(row["spread"], then["spread"])
+                text = f"**{ratio:.2f}**" if slower else f"{ratio:.2f}"
+                times = (_time(then["seconds"]), _time(row["seconds"]))
+                found.append(("/".join(key[:3]), key[3], *times, text, "slower" if slower else ""))
+    return found
+
+
+def _timed(case: Row) -> dict[tuple[str, str, str, str], Row]:
+    label = (case["operation"], case["case"], case["dtype"])
+    return {(*label, row["way"]): row for row in case["rows"] if "seconds" in row}
+
+
+def _markdown(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,234 @@
+"""The benchmark's run: which cases and ways, the machine's limits, then case by case, with files after each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiledattn.files import check_writable, whole_file
+
+from . import against, cores, environment, limits, plan, registry, report, runner, timing
+from .app import CASE_SECONDS, FOLDER, UsageError
+
+QUICK_SECONDS = 30.0  # of samples in all quick cases; checks, compilation and slow ways' least samples come on top
+LEAST_CASE_SECONDS = 0.5
+
+Run = dict[str, Any]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the suite with options of `app.parser()`; returns the exit code.
+
+    Raises:
+        UsageError: an option's value does not work, with what would.
+    """
+    device = _device(options.device)
+    pairs = _chosen(options, device)
+    wanted = plan.wanted(pairs, device, options.backend, options.peer, options.no_peers)
+    if options.dry_run:
+        print(plan.listing(pairs, device, wanted, _case_seconds(options, pairs)))
+        return 0
+    files = Files(options)
+    earlier = _earlier(options.against)
+    with cores.pinned(options.threads) if device.type == "cpu" else _as_is() as kept_to:
+        about = _about(options, device, kept_to, _case_seconds(options, pairs))
+        data, status = measure(options, device, pairs, wanted, about, files)
+    print(report.tables(data))
+    if earlier is not None:
+        print(against.table(data, earlier))
+    files.write_page(data)
+    files.name_them()
+    return status
+
+
+def measure(
+    options: argparse.Namespace,
+    device: torch.device,
+    pairs: Sequence[registry.Pair],
+    wanted: plan.Wanted,
+    about: Run,
+    files: Files,
+) -> tuple[Run, int]:
+    """Runs what an earlier run has not done; the run's JSON and the exit code."""
+    data = {"format": report.FORMAT, "command": options.command, "environment": about}
+    data |= {"limits": [], "cases": [], "scaling": [], **({} if options.fresh else files.kept(about))}
+    if data["cases"]:
+        print(f"bench: {len(data['cases'])} cases kept from before (--fresh measures again)", file=sys.stderr)
+    known = {(case["operation"], case["case"], case["dtype"]) for case in data["cases"]}
+    missing = [pair for pair in pairs if (pair[0].operation, pair[0].name, pair[1]) not in known]
+    began, left, stopped = time.monotonic(), 0, False
+    try:
+        dtypes = [dtype for _, dtype in pairs]
+        if limits.lacking(data["limits"], dtypes):
+            data["limits"] = limits.measured(device, dtypes)
+        with _progress(len(missing)) as show:
+            for case, dtype in missing:
+                if time.monotonic() - began > options.seconds:
+                    left += 1
+                    continue
+                with show(registry.label(case, dtype)):
+                    data["cases"].append(
+                        runner.run(case, dtype, device, about["case_seconds"], wanted, cold=options.cold)
+                    )
+                files.write(data)
+    except KeyboardInterrupt:
+        stopped = True
+        print("\nbench: stopped; the cases that were done are kept", file=sys.stderr)
+    files.write(data)
+    if left:
+        print(f"bench: {left} cases were not run: out of time; the same command goes on", file=sys.stderr)
+    failed = sum("failed" in row and row["kind"] == "ours" for case in data["cases"] for row in case["rows"])
+    if failed:
+        print(f"bench: {failed} results of tiledattn failed their check", file=sys.stderr)
+    return data, 130 if stopped else 1 if failed else 3 if left else 0
+
+
+class Files:
+    """Where a run is kept: a folder with `benchmark.json`, `.md` and `.html`, a JSON file, or both."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        folder: Path | None = options.out or (None if options.json else FOLDER)
+        self._json = [path for path in (options.json, folder and folder / "benchmark.json") if path]
+        self._markdown = folder / "benchmark.md" if folder else None
+        self._page = folder / "benchmark.html" if folder else None
+        for path in self._json:
+            try:
+                check_writable(path)
+            except OSError as error:
+                raise UsageError(f"can't write {str(path)!r}: {error.strerror or error}") from error
+
+    def kept(self, about: Run) -> Run:
+        """Limits, cases and scaling of an earlier run of the same: see `kept`."""
+        return next((found for path in self._json if (found := kept(path, about))), {})
+
+    def write(self, data: Run) -> None:
+        """The run so far, as JSON and as Markdown."""
+        report.validate(data)
+        for path in self._json:
+            _write(path, json.dumps(data, indent=1) + "\n")
+        if self._markdown:
+            _write(self._markdown, report.tables(data))
+
+    def write_page(self, data: Run) -> None:
+        """The run as HTML."""
+        if self._page and find_spec(f"{__package__}.html") is not None:
+            import_module(f"{__package__}.html").write(data, self._page)
+
+    def name_them(self) -> None:
+        """Says on stderr what was written."""
+        paths = [path for path in (*self._json, self._markdown, self._page) if path and path.is_file()]
+        print(f"bench: written {', '.join(map(str, paths))}", file=sys.stderr)
+
+
+def kept(path: Path, about: Run) -> Run:
+    """Limits, cases and scaling of an earlier run, if its environment, options included, is the same; else nothing."""
+    try:
+        data = report.validate(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+    if about["commit"] == "unknown" or data["environment"] != about:
+        return {}
+    return {name: data.get(name, []) for name in ("limits", "cases", "scaling")}
+
+
+def _write(target: Path, text: str) -> None:
+    with whole_file(target) as path:
+        path.write_text(text)
+
+
+def _device(name: str | None) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: got cuda, but torch sees no CUDA device; expected cpu")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _chosen(options: argparse.Namespace, device: torch.device) -> list[registry.Pair]:
+    found = registry.chosen(device, options.case, options.dtype, options.quick)
+    if found:
+        return found
+    of_device = registry.chosen(device)
+    operations = ", ".join(dict.fromkeys(case.operation for case, _ in of_device))
+    dtypes = ", ".join(dict.fromkeys(dtype for _, dtype in of_device))
+    given = " ".join(
+        [f"--case {' '.join(options.case)}"] * bool(options.case)
+        + [f"--dtype {' '.join(options.dtype)}"] * bool(options.dtype)
+        + ["--quick"] * options.quick
+    )
+    raise UsageError(
+        f"got {given}, which leaves no case on {device.type}; it has {operations}, in {dtypes} (--dry-run)"
+    )
+
+
+def _case_seconds(options: argparse.Namespace, pairs: Sequence[registry.Pair]) -> float:
+    if options.case_seconds is not None:
+        return float(options.case_seconds)
+    return max(LEAST_CASE_SECONDS, min(CASE_SECONDS, QUICK_SECONDS / len(pairs))) if options.quick else CASE_SECONDS
+
+
+def _earlier(path: Path | None) -> Run | None:
+    if path is None:
+        return None
+    try:
+        return against.read(path)
+    except ValueError as error:
+        raise UsageError(f"--against: {error}") from error
+
+
+def _about(options: argparse.Namespace, device: torch.device, kept_to: list[int] | None, seconds: float) -> Run:
+    protocol = timing.COLD_INPUTS if device.type == "cuda" else timing.COLD if options.cold else timing.WARM
+    ways = {"backend": options.backend, "peer": options.peer, "no_peers": options.no_peers}
+    return {
+        **environment.examine(device.type),
+        "cores": kept_to,
+        "cache_bytes": timing.last_level_cache(),
+        "protocol": protocol,
+        "case_seconds": seconds,
+        "ways": {name: value for name, value in ways.items() if value},
+    }
+
+
+@contextmanager
+def _as_is() -> Iterator[None]:
+    yield None
+
+
+Show = Callable[[str], Any]
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Show]:
+    """A bar on stderr; a line per case where that is no terminal or tqdm is missing."""
+    began = time.monotonic()
+    bar = None
+    if sys.stderr.isatty() and find_spec("tqdm") is not None:
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, unit="case", file=sys.stderr, dynamic_ncols=True)
+
+    @contextmanager
+    def show(label: str) -> Iterator[None]:
+        if bar is None:
+            print(label, end=" ", file=sys.stderr, flush=True)
+        else:
+            bar.set_description_str(label)
+        yield
+        if bar is None:
+            print(f"({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+        else:
+            bar.update()
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
