@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup build wheel demo test test-slow test-triton test-arm test-sanitize fuzz lint format bench bench-record bench-more clean
+.PHONY: setup build wheel demo test test-slow test-triton test-arm test-sanitize fuzz lint format bench bench-record bench-more docs clean
 
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # AddressSanitizer comes first in the process; leaks of the interpreter are not ours, torch's own vtables are not hidden.
@@ -18,7 +18,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PIP) --version > /dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	$(PIP) install -q "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(PIP) install -q -c constraints.txt -e ".[diffusers,cli,bench,dev]"
+	$(PIP) install -q -c constraints.txt -e ".[diffusers,cli,bench,docs,dev]"
 	touch $(STAMP)
 
 # The native library in place; only what changed is compiled. Without a compiler the package stays pure Python.
@@ -86,6 +86,10 @@ bench-record: bench
 # What is watched by itself: files that `make bench` has no table for.
 bench-more: build
 	$(BIN)/python -m pytest bench -o python_files="bench_*.py" --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+# The documentation as a site, from this tree alone: nothing is fetched, and a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf tiledattn/_C.abi3.so tiledattn/_build.json build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
