@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from tiledattn.files import check_writable, whole_file
 
-from . import against, cores, environment, limits, plan, registry, report, runner, timing
+from . import against, cores, environment, html, limits, plan, registry, report, runner, timing
 from .app import CASE_SECONDS, FOLDER, UsageError
 
 QUICK_SECONDS = 30.0  # of samples in all quick cases; checks, compilation and slow ways' least samples come on top
@@ -121,8 +120,8 @@ class Files:
 
     def write_page(self, data: Run) -> None:
         """The run as HTML."""
-        if self._page and find_spec(f"{__package__}.html") is not None:
-            import_module(f"{__package__}.html").write(data, self._page)
+        if self._page:
+            html.write(data, self._page)
 
     def name_them(self) -> None:
         """Says on stderr what was written."""
