@@ -42,6 +42,7 @@ _attention_directly = without_autocast(library._attention)
 _extract_directly = without_autocast(library._extract)
 _blend_directly = without_autocast(library._blend)
 _pad_directly = without_autocast(library._pad)
+_norm_directly = without_autocast(library._norm)
 
 
 def cross_tile_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -79,5 +80,7 @@ def pad_tiles(tiles: Tensor, *rest: Any) -> Tensor:
 def group_norm_tiles(tiles: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor:
     """The operator of that name."""
     _refuse_tangents("group_norm_tiles", tiles, weight, bias)
-    found: Tensor = torch.ops.tiledattn.group_norm_tiles(tiles, weight, bias, *rest)
+    given = [x for x in (tiles, weight, bias) if x is not None]
+    op = _norm_directly if _nobody_listens(*given) else torch.ops.tiledattn.group_norm_tiles.default
+    found: Tensor = op(tiles, weight, bias, *rest)
     return found
