@@ -48,7 +48,7 @@ class BackendUnavailableError(RuntimeError):
 def backends() -> dict[str, str | None]:
     """Every backend by name, in the order in which "auto" tries them, with None or why it can't run here.
 
-    Example:
+    Examples:
         >>> tiledattn.backends()
         {'triton': 'no CUDA, ROCm or XPU device', 'cuda': 'no CUDA device', 'cpu': None, 'torch': None, ...}
 

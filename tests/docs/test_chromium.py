@@ -109,6 +109,7 @@ def test_search_finds_a_page(site: str, browser: Chromium) -> None:
         ('<img src="none.png">', "404"),
         ('<img src="http://127.0.0.2:1/a.png">', "from elsewhere"),
         ('<div style="width: 2000px">wide</div>', "wider than the window"),
+        ('<style>html { overflow-x: hidden }</style><div style="width: 2000px">cut off</div>', "wider than the window"),
     ],
 )
 def test_faults_are_noticed(tmp_path: Path, browser: Chromium, body: str, fault: str | None) -> None:

@@ -106,7 +106,7 @@ def enable_tiling(
         NotImplementedError: a pipeline with PAG, or with a ControlNet of a family that isn't supported; regions without
             an `encode_prompt`; refresh of a pipeline that doesn't put the rest of the picture back.
 
-    Example:
+    Examples:
         >>> enable_tiling(pipe, tile=1024, halo=128)
         >>> pipe("an aerial photo of a river delta", height=4096, width=4096).images[0]
     """

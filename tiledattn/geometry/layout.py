@@ -42,7 +42,7 @@ class TileLayout:
         ValueError: wrong number of axes, a size below 1, a tile larger than the canvas, an overlap not below the tile,
             or more than 2^20 tiles on an axis.
 
-    Example:
+    Examples:
         >>> layout = TileLayout(size=(512, 1024), tile=(128, 128), overlap=(0, 16), wrap=(False, True))
         >>> layout.grid, layout.num_tiles, layout.origins[1]
         ((4, 10), 40, (0, 96))

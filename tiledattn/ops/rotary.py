@@ -39,7 +39,7 @@ class Rotary:
     Making one reads the values (on a GPU: waits for it); using one does not. Angles are computed in float64, the
     rotation in float32 (float64 for float64 inputs), and q and k are rounded once.
 
-    Example:
+    Examples:
         >>> rates = 10000.0 ** -(torch.arange(0, 32, 2) / 32)  # a head of 64 channels, half of them for each axis
         >>> both = torch.stack([torch.cat([rates, 0 * rates]), torch.cat([0 * rates, rates])])  # [2, 32]
         >>> out = ta.cross_tile_attention(q, k, v, layout, 8, rotary=ta.Rotary(both, interleaved=True))
