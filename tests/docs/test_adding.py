@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,13 +29,15 @@ def code_of(page: str) -> types.ModuleType:
 
 
 @pytest.fixture
-def mine(monkeypatch: pytest.MonkeyPatch) -> Any:
+def mine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The backend of the page, entered into the dispatcher."""
     module, find = code_of("docs/add-backend.md"), dispatch._module
     monkeypatch.setattr(dispatch, "_module", lambda name: module if name == "mine" else find(name))
     monkeypatch.setattr(dispatch, "_MODULES", {"mine": "", **dispatch._MODULES})
     monkeypatch.setattr(dispatch, "_AUTOMATIC", ("mine", *dispatch._AUTOMATIC))
-    return module
+    dispatch._first_on_cpu.cache_clear()
+    yield module
+    dispatch._first_on_cpu.cache_clear()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
