@@ -148,11 +148,12 @@ def tables(data: Data) -> str:
     if data["command"]:
         lines += ["```", data["command"], "```", ""]
     for table in all_tables(data):
-        lines += [*_markdown(table), ""]
+        lines += [*lines_of(table), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _markdown(table: Table) -> list[str]:
+def lines_of(table: Table) -> list[str]:
+    """A table as lines of Markdown, its notes after an empty one."""
     lines = [_line([Cell(text) for text in table.head]), "|" + "---|" * len(table.head)]
     lines += [_line(row) for row in table.rows]
     notes = [f"- {f'**{note.strong}**' if note.strong else ''}{_escape(note.text)}" for note in table.notes]
