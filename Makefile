@@ -75,21 +75,18 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Times beside the peers', as a table and as build/bench/benchmark.json.
+# The quick cases beside their peers: a table here, JSON, Markdown and a page under build/bench.
 bench: build
-	$(BIN)/python -m tiledattn.bench --device cpu --fresh --out build/bench
+	$(BIN)/tiledattn bench --quick --fresh --device cpu --out build/bench
 
-# The same on an idle machine, kept under bench/results and shown in docs/benchmarks.md.
-bench-record: bench
-	$(BIN)/python -m bench.record build/bench/benchmark.json
+# Every case that a CPU has, on an idle machine; kept under bench/results and shown in docs/benchmarks.md.
+bench-record: build
+	$(BIN)/tiledattn bench --device cpu --out build/bench-record
+	$(BIN)/python -m bench.record build/bench-record/benchmark.json
 
-# What is watched by itself: files that `make bench` has no table for.
+# What is watched by itself: a small set for comparing two checkouts, and files that the suite has no table for.
 bench-more: build
 	$(BIN)/python -m pytest bench -o python_files="bench_*.py" --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name
-
-# The documentation as a site, from this tree alone: nothing is fetched, and a warning is an error.
-docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf tiledattn/_C.abi3.so tiledattn/_build.json build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -13,7 +13,9 @@ for these sources) is not done again:
   build         the native library, in place; with --device cuda its CUDA kernels must build
   tests         the GPU-marked tests, all backends against the reference: OUT/tests.xml
   sanitizers    compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small cases
-  benchmark     times beside the peers': OUT/benchmark.json and OUT/benchmark.md
+  benchmark     times beside the peers': OUT/benchmark.json, .md and .html
+  scaling       time and memory against canvas, halo and tile, short; into OUT/benchmark.json. If a minute is left
+  quality       seams of painted pictures against compute, short, with diffusers: OUT/quality. If a minute is left
 
   --only STAGE  that stage alone (again: once for each)
   --force       also what is done already
@@ -21,13 +23,15 @@ for these sources) is not done again:
   --seconds N   for all stages together, default 520; a stage inherits what those before it left
 
 environment: PYTHON (.venv/bin/python beside bench, else python3), TILEDATTN_GPU_JOBS (test processes at a time, with pytest-xdist),
-  TILEDATTN_COMMIT (for a copy without .git), TILEDATTN_GPU_SHARES, default "environment=30 build=120 tests=180 sanitizers=70 benchmark=120"
+  TILEDATTN_COMMIT (for a copy without .git), TILEDATTN_GPU_SHARES, default "environment=30 build=120 tests=180 sanitizers=70 benchmark=120 scaling=0 quality=0"
 exit status: 0 all done, 1 a stage failed, 2 wrong usage or something is missing, 130 stopped
 TEXT
 }
 
-STAGES=(environment build tests sanitizers benchmark)
-SHARES=${TILEDATTN_GPU_SHARES:-environment=30 build=120 tests=180 sanitizers=70 benchmark=120}
+STAGES=(environment build tests sanitizers benchmark scaling quality)
+SHARES=${TILEDATTN_GPU_SHARES:-environment=30 build=120 tests=180 sanitizers=70 benchmark=120 scaling=0 quality=0}
+OPTIONAL=(scaling quality) # no failure where time is short
+LEAST_OPTIONAL=60
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -n ${PYTHON:-} || ! -x $ROOT/.venv/bin/python ]] || PYTHON=$ROOT/.venv/bin/python
 PYTHON=${PYTHON:-python3}
@@ -134,8 +138,20 @@ run_sanitizers() {
 }
 
 run_benchmark() {
-  "$PYTHON" -m tiledattn.bench --device "$DEVICE" --out "$OUT" --seconds "$((LIMIT * 4 / 5))" --case-seconds 3
+  "$PYTHON" -m tiledattn.bench --device "$DEVICE" --out "$OUT" --seconds "${1:-$((LIMIT * 4 / 5))}" --case-seconds 3
 }
+
+run_scaling() {
+  "$PYTHON" -m tiledattn.bench scaling --quick --device "$DEVICE" --json "$OUT/benchmark.json" || return
+  run_benchmark 0 || (($? == 3)) # keeps every case, and writes the tables and the page anew
+}
+
+run_quality() {
+  "$PYTHON" -c 'import diffusers' 2>/dev/null || { echo "diffusers is not installed" && return "$SKIPPED"; }
+  "$PYTHON" -m tiledattn.bench quality --quick --device "$DEVICE" --out "$OUT/quality"
+}
+
+optional() { [[ " ${OPTIONAL[*]} " == *" $1 "* ]]; }
 
 # The seconds that a stage may take: its share and what the ones before it left of theirs.
 limit_of() {
@@ -178,6 +194,10 @@ for stage in "${STAGES[@]}"; do
   fi
   rm -f "$OUT/$stage.done"
   limit=$(limit_of "$stage") || fail "TILEDATTN_GPU_SHARES: got '$SHARES'; expected seconds for each of ${STAGES[*]}"
+  if optional "$stage" && ((limit < LEAST_OPTIONAL)); then
+    echo "$stage: left out: less than $LEAST_OPTIONAL s are left; the same command goes on here"
+    continue
+  fi
   if ((limit < 1)); then
     echo "$stage: no time left; the same command goes on here" && FAILED=1
     continue
@@ -202,6 +222,7 @@ for stage in "${STAGES[@]}"; do
     mv "$OUT/.$stage.done" "$OUT/$stage.done"
     continue
   fi
+  if optional "$stage" && ((status == 124 || status == 137)); then continue; fi
   FAILED=1
   tail -n 20 "$OUT/$LOG" | sed 's/^/  | /'
   [[ $stage != environment && $status != "$MISSING" ]] || exit 2

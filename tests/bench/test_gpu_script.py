@@ -16,6 +16,7 @@ from tiledattn.bench import environment
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "bench/gpu.sh"
+STAGES = ["environment", "build", "tests", "sanitizers", "benchmark", "scaling", "quality"]
 LIMIT = 110  # seconds that nothing here takes unless it hangs, below pytest's own
 pytestmark = pytest.mark.skipif(not shutil.which("timeout"), reason="needs GNU timeout")
 
@@ -62,7 +63,7 @@ def script(tmp_path):
 
 def test_help_and_list(script):
     assert script("--help")[0].stdout.startswith("usage: bench/gpu.sh OUT")
-    assert script("--list")[0].stdout.split() == ["environment", "build", "tests", "sanitizers", "benchmark"]
+    assert script("--list")[0].stdout.split() == STAGES
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_stages_run_once_and_go_on_where_they_stopped(script, tmp_path):
     assert done.returncode == 1
     assert "sanitizers: failed with status 5" in done.stdout
     assert "bench.gpu.sanitize is broken" in done.stdout
-    assert [p.stem for p in sorted(out.glob("*.done"))] == ["benchmark", "build", "environment", "tests"]
+    assert [p.stem for p in sorted(out.glob("*.done"))] == sorted({*STAGES} - {"sanitizers"})
     assert json.loads((out / "environment.json").read_text()) == {"date": "today"}
     done, notes = script("out", "--device", "cpu")
     assert done.returncode == 0
@@ -153,7 +154,7 @@ def test_on_a_gpu_the_cuda_kernels_must_build(script):
     assert "setup.py -q build_ext --inplace TILEDATTN_CUDA=\n" in notes.read_text()
 
 
-@pytest.mark.parametrize("stage", ["environment", "build", "tests", "sanitizers", "benchmark"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_any_stage_ends_with_2_where_something_is_missing(script, tmp_path, stage):
     done, notes = script("out", "--device", "cpu", "--only", stage, breaks="bench.environment")
     assert done.returncode == 2, done.stdout
@@ -194,6 +195,33 @@ def test_stopping_leaves_nothing_half_written(script, tmp_path):
     assert running.returncode == 130, out
     assert "the same command goes on" in err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["benchmark.log"]
+
+
+def test_scaling_and_quality_fill_the_time_that_is_left(script, tmp_path):
+    only = [word for stage in STAGES[-2:] for word in ("--only", stage)]
+    done, notes = script("out", "--device", "cpu", *only, "--seconds", "50")
+    assert done.returncode == 0
+    assert "scaling: left out: less than 60 s are left" in done.stdout
+    assert notes.read_text() == ""
+    done, notes = script("out", "--device", "cpu", *only, "--seconds", "70", breaks="import diffusers")
+    assert done.returncode == 0
+    assert f"-m tiledattn.bench scaling --quick --device cpu --json {tmp_path}/out/benchmark.json" in notes.read_text()
+    assert f"-m tiledattn.bench --device cpu --out {tmp_path}/out --seconds 0 " in notes.read_text()
+    assert "quality: skipped: diffusers is not installed" in done.stdout
+    done, notes = script("out", "--device", "cpu", *only, "--seconds", "70", "--force", breaks="bench quality")
+    assert done.returncode == 1
+    assert f"-m tiledattn.bench quality --quick --device cpu --out {tmp_path}/out/quality" in notes.read_text()
+
+
+def test_what_is_cut_short_is_no_failure_only_where_it_may_be(script, tmp_path, copy):
+    copy.write_text(SCRIPT.read_text().replace("LEAST_OPTIONAL=60", "LEAST_OPTIONAL=1"))
+    options = {"script": copy, "hangs": "bench scaling"}
+    done, _ = script("out", "--device", "cpu", "--only", "scaling", "--seconds", "2", **options)
+    assert re.search("scaling: stopped after its [12] s", done.stdout)
+    assert done.returncode == 0
+    assert not list((tmp_path / "out").glob("*.done"))
+    done, _ = script("out", "--device", "cpu", "--only", "tests", "--seconds", "3", script=copy, hangs="pytest")
+    assert done.returncode == 1
 
 
 def test_without_a_gpu_it_says_what_is_missing(tmp_path, monkeypatch):

@@ -43,22 +43,21 @@ class UsageError(ValueError):
 def main(arguments: Sequence[str]) -> int:
     """Runs `tiledattn bench` with these arguments and returns its exit code."""
     words = list(arguments)
-    if words and words[0] in PROGRAMS:
-        return int(import_module(PROGRAMS[words[0]], __package__).main(words[1:]))
     try:
+        if words and words[0] in PROGRAMS:
+            return int(import_module(PROGRAMS[words[0]], __package__).main(words[1:]))
         options = parser().parse_args(words)
+        options.command = shlex.join([*PROGRAM.split(), *words])
+        from .suite import run
+
+        return run(options)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    options.command = shlex.join([*PROGRAM.split(), *words])
-    from .suite import run
-
-    try:
-        return run(options)
     except UsageError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nbench: stopped; the cases that were done are kept", file=sys.stderr)
+        print("\nbench: stopped", file=sys.stderr)
         return 130
 
 
