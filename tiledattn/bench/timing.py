@@ -28,7 +28,7 @@ LONG_SECONDS = 1.0
 LEAST_SECONDS = 1e-3  # of a sample of the fastest way; shorter calls are repeated within it
 SHORT_SECONDS = 0.05  # a sample that is shorter has an untimed call before it
 MOST_CALLS = 64
-MOST_ROUNDS = 40
+MOST_ROUNDS = 200
 DEFAULT_CACHE_BYTES = 64 << 20
 WARM, COLD, COLD_INPUTS = "warm", "out of caches", "cold inputs"
 
