@@ -14,6 +14,7 @@ RUN = {
         "python": "3.11",
         "torch": "2.13",
         "threads": 2,
+        "protocol": "warm",
     },
     "limits": [
         {

@@ -26,6 +26,7 @@ def broken(change):
         (lambda r: r.update(format=1), "format: got 1; expected 2: measure again"),
         (lambda r: r.pop("format"), "format: missing"),
         (lambda r: r.pop("cases"), "cases: missing"),
+        (lambda r: r.pop("scaling"), "scaling: missing"),
         (lambda r: r.update(limits={}), "limits: got dict; expected list"),
         (lambda r: r["environment"].pop("commit"), r"environment\.commit: missing"),
         (
@@ -36,6 +37,7 @@ def broken(change):
         (lambda r: r["limits"][0].pop("what"), r"limits\[0\]\.what: missing"),
         (lambda r: r["cases"][0].update(unit="miles"), r"cases\[0\]\.unit: got 'miles'"),
         (lambda r: r["cases"][0].update(amount="much"), r"cases\[0\]\.amount: got str; expected float"),
+        (lambda r: r["cases"][0].pop("least_bytes"), r"cases\[0\]\.least_bytes: missing"),
         (lambda r: r["cases"].append(1), r"cases\[3\]: got int; expected an object"),
         (lambda r: r["cases"][0]["rows"][2].update(kind="foe"), r"rows\[2\]\.kind: got 'foe'"),
         (lambda r: r["cases"][0]["rows"][0].update(seconds=0), "expected a positive time"),
@@ -61,7 +63,7 @@ def test_what_is_no_run_is_refused(change, message):
 
 def test_the_tables():
     lines = report.tables(RUN).splitlines()
-    assert lines[0] == "a processor; torch 2.13; 2 threads; commit abc, 2026-01-02."
+    assert lines[0] == 'a processor; torch 2.13; 2 threads; protocol "warm"; commit abc, 2026-01-02.'
     assert lines[2:5] == ["```", "tiledattn bench --quick", "```"]
     assert lines[6] == "| limit | dtype | rate | measured with |"
     assert lines[8] == "| matrix product | float32 | 2 TFLOP/s ± 1% | 2048^3 |"

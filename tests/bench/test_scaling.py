@@ -138,6 +138,34 @@ def test_a_wrong_result_leaves_no_figures(monkeypatch, tmp_path, capsys):
     assert not path.exists()
 
 
+def test_ctrl_c_keeps_what_is_done(monkeypatch, tmp_path, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "examine", lambda device: RUN["environment"])
+    monkeypatch.setattr(sweeps, "all_sweeps", lambda *given: [sweep(), sweep(stop, "tile")])
+    path = tmp_path / "run.json"
+    assert scaling.main(["--device", "cpu", "--rounds", "2", "--json", str(path)]) == 130
+    assert "the sweeps that were done are kept" in capsys.readouterr().err
+    assert [entry["against"] for entry in json.loads(path.read_text())["scaling"]] == ["canvas area"]
+
+
+def test_help_has_examples_and_an_unknown_option_is_bad_usage(capsys):
+    assert scaling.main(["--help"]) == 0
+    assert "examples:" in capsys.readouterr().out
+    assert scaling.main(["--nothing"]) == 2
+
+
+def test_copies_are_fitted_where_they_leave_the_caches(monkeypatch):
+    def fit_from(cache):
+        monkeypatch.setattr(sweeps, "last_level_cache", lambda: cache)
+        return sweeps.tiles_area("blending", CPU, "float32", (1, 2, 3, 4, 6)).fit_from
+
+    assert fit_from(1 << 20) == 1.0
+    assert fit_from(8 << 20) == 9.0
+    assert fit_from(1 << 40) == 9.0  # the last three, where none is so large
+
+
 def test_what_is_not_offered_is_a_line(capsys, monkeypatch):
     def make():
         raise NotOfferedError("No module named 'diffusers': pip install 'tiledattn[diffusers]'")

@@ -48,8 +48,6 @@ def validate(data: Any) -> Data:
     run: Data = data
     if data["format"] != FORMAT:
         raise ValueError(f"format: got {data['format']}; expected {FORMAT}: measure again with this version")
-    for name, value in {"command": "", "limits": [], "scaling": []}.items():
-        data.setdefault(name, value)
     _fields("", data, _RUN)
     _fields("environment.", data["environment"], _ENVIRONMENT)
     for number, limit in enumerate(data["limits"]):
@@ -68,8 +66,6 @@ def _check_limit(place: str, limit: Any) -> None:
 
 
 def _check_case(place: str, case: Any) -> None:
-    if isinstance(case, dict):
-        case.setdefault("least_bytes", 0.0)
     _fields(place, case, _CASE)
     _one_of(f"{place}unit", case["unit"], (*UNITS, ""))
     for index, row in enumerate(case["rows"]):

@@ -18,8 +18,8 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; 0 when all went well, 1 when a result failed its check, 2 for bad usage."""
-    options = parser().parse_args(arguments)
+    """Runs the command; 0 done, 1 a result failed its check, 2 bad usage, 130 stopped by Ctrl-C."""
+    try:
+        options = parser().parse_args(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
     import torch
 
     from . import environment
@@ -90,17 +93,27 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError) as problem:
         return _refuse(str(problem))
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    try:
+        failed = _measure_all(chosen, rounds, device, data, options.json)
+    except KeyboardInterrupt:
+        print("\nbench scaling: stopped; the sweeps that were done are kept", file=sys.stderr)
+        return 130
+    print("\n".join(report.lines_of(scaling_table(data))))
+    return 1 if failed else 0
+
+
+def _measure_all(chosen: Sequence[Sweep], rounds: int, device: torch.device, data: Data, path: Path | None) -> int:
+    """Puts the sweeps' entries into a run, writing it after each; how many had a wrong result."""
     failed = 0
     for sweep in chosen:
         began = time.monotonic()
         entry, reason = measured(sweep, rounds, device)
         if entry is not None:
             data["scaling"] = [*(old for old in data["scaling"] if not _same(old, entry)), entry]
-            _write(data, options.json)
+            _write(data, path)
         failed += reason.startswith("wrong")
         print(f"{sweep.name}: {reason or f'{time.monotonic() - began:.1f} s'}", file=sys.stderr, flush=True)
-    print("\n".join(report.lines_of(scaling_table(data))))
-    return 1 if failed else 0
+    return failed
 
 
 def _refuse(message: str) -> int:
@@ -153,7 +166,7 @@ def measured(sweep: Sweep, rounds: int, device: torch.device) -> tuple[Data | No
 
     gc.collect()
     try:
-        ready = [_make(load) for load in sweep.loads]
+        ready = [_make(load, device) for load in sweep.loads]
     except NotOfferedError as reason:
         return None, f"left out: {reason}"
     for load, (_, _, verdict) in zip(sweep.loads, ready, strict=True):
@@ -170,8 +183,8 @@ def measured(sweep: Sweep, rounds: int, device: torch.device) -> tuple[Data | No
     return _entry(sweep, points, seconds), ""
 
 
-def _make(load: Load) -> Ready:
-    with _threads(load.threads):
+def _make(load: Load, device: torch.device) -> Ready:
+    with _on_cores(load.threads, device):
         return load.make()
 
 
@@ -200,14 +213,14 @@ def timed(loads: Sequence[Load], ready: Sequence[Ready], rounds: int, device: to
     """Seconds of one call, [rounds, loads], in turns."""
     counts = []
     for load, (call, *_) in zip(loads, ready, strict=True):
-        with _threads(load.threads):
+        with _on_cores(load.threads, device):
             once = _seconds(call, 1, device)
         counts.append(max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / once))))
     seconds = np.empty((rounds, len(loads)))
     for number in range(rounds):
         for step in range(len(loads)):
             index = (number + step) % len(loads)
-            with _threads(loads[index].threads):
+            with _on_cores(loads[index].threads, device):
                 seconds[number, index] = _seconds(ready[index].call, counts[index], device)
     return seconds
 
@@ -230,19 +243,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Inside, torch computes with so many threads; None leaves them alone."""
-    import torch
+def _on_cores(threads: int | None, device: torch.device) -> AbstractContextManager[Any]:
+    """On a CPU torch computes inside with so many threads (None: as many as are set), each with a core of its own."""
+    from . import cores
 
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
+    return cores.pinned(threads) if device.type == "cpu" else nullcontext()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tiledattn.geometry import attention_plan
 
 from .attention_cases import AttentionCase
 from .tile_cases import TileCase
+from .timing import DEFAULT_CACHE_BYTES, last_level_cache
 from .ways import DTYPES, Call, Case, Verdict, Way
 
 GRIDS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -146,11 +147,15 @@ def tiles_area(operation: str, device: torch.device, dtype: str, grids: tuple[in
             layout = ta.TileLayout((96 * n + 32,) * 2, 128, 32)
             yield _tiles(operation, layout, device, dtype, float(n * n))
 
+    made = tuple(loads())
+    cache = last_level_cache() or DEFAULT_CACHE_BYTES
+    beyond = [load.x for load in made if (load.work or 0) > 1.5 * cache]
     note = (
-        "Blending and extraction are fitted from 36 tiles on, of which inputs and outputs are larger than most CPUs' "
+        "Blending and extraction are fitted from where inputs and outputs are one and a half times as large as the "
         "caches: calls that stay in the caches take less time per byte."
     )
-    return Sweep(operation, "canvas area", "tiles", dtype, tuple(loads()), fit_from=36.0, note=note)
+    fit_from = beyond[0] if len(beyond) > 2 else made[-3:][0].x
+    return Sweep(operation, "canvas area", "tiles", dtype, made, fit_from=fit_from, note=note)
 
 
 def threads_sweeps(device: torch.device, dtype: str) -> list[Sweep]:

@@ -46,6 +46,8 @@ def about(data: Data) -> list[tuple[str, str]]:
     elif environment.get("threads"):
         count = environment["threads"]
         found.append(("threads", f"{count} thread{'' if count == 1 else 's'}"))
+    if environment.get("protocol"):
+        found.append(("protocol", f'protocol "{environment["protocol"]}"'))
     return [*found, ("commit", f"commit {environment['commit']}, {environment['date']}")]
 
 
