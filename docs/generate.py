@@ -12,7 +12,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from bench import record  # noqa: E402  # found beside this folder
 from tiledattn import dispatch  # noqa: E402
-from tiledattn.bench import report  # noqa: E402
+from tiledattn.bench import gaussian_field, gaussian_report, report  # noqa: E402
 
 
 def backends_table() -> str:
@@ -65,6 +65,12 @@ def benchmark_tables() -> str:
     return "\n".join(parts).rstrip() if parts else "No run has been recorded yet."
 
 
+def gaussian_tables() -> str:
+    """The kept results of the analytic check."""
+    kept = HERE.parent / "bench/results/gaussian-field.json"
+    return gaussian_report.tables(gaussian_field.validate(json.loads(kept.read_text())))
+
+
 def _code(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -73,6 +79,7 @@ TABLES = {
     "backends.md": ("backends", backends_table),
     "benchmarks.md": ("benchmarks", benchmark_tables),
     "families.md": ("families", families_table),
+    "gaussian-field.md": ("gaussian-field", gaussian_tables),
 }
 
 

@@ -154,8 +154,8 @@ class TiledDenoiser:
 def stages(denoiser: TiledDenoiser) -> list[tuple[Step, float]]:
     """The sampler's steps: a linear map of [B, 1, *size], and the standard deviation of the noise added after it.
 
-    "ddim" (Song et al., 2021) is Euler's method in sigma, "heun" its second order (Karras et al., 2022); "ancestral" has
-    the steps of DDPM (Ho et al., 2020): it goes below the next noise level, and noise brings it back up.
+    "ddim" (Song et al., 2021) is Euler's method in sigma, "heun" its second order (Karras et al., 2022). "ancestral"
+    has the steps of DDPM (Ho et al., 2020): it goes below the next noise level, and noise brings it back up.
     """
     sampler, sigmas = denoiser.setting.sampler, denoiser.setting.sigmas
     return [_stage(denoiser, sampler, now, after) for now, after in itertools.pairwise(sigmas)]

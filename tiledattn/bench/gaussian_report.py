@@ -47,7 +47,7 @@ def _percent(value: float, digits: int = 4) -> str:
 
 
 def _loss(value: float) -> str:
-    return f"{100 * value + 0.0:.1f}%"
+    return f"{round(100 * value, 1) + 0.0:.1f}%"  # + 0.0: no -0.0
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -186,7 +186,7 @@ def _draw_cost(axes: Any, data: dict[str, Any]) -> None:
     for r in blended[1:]:
         axes.annotate(f"overlap {_percent(r['overlap'])}", (r["computed"], r["loss"]), (3, 6), **NOTE)
     for r in halos[1:]:
-        axes.annotate(f"halo {_percent(r['halo'])}", (r["computed"], r["loss"]), (8, -2), **NOTE)
+        axes.annotate(f"halo {_percent(r['halo'])}", (r["computed"], r["loss"]), (8, -9), **NOTE)
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
     axes.set_xlim(0.85, 24)
