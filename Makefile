@@ -88,5 +88,9 @@ bench-record: build
 bench-more: build
 	$(BIN)/python -m pytest bench -o python_files="bench_*.py" --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
+# The documentation as a site, from this tree alone: nothing is fetched, and a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf tiledattn/_C.abi3.so tiledattn/_build.json build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
