@@ -137,18 +137,19 @@ def test_rows_by_definition_are_those_of_the_plan():
         assert torch.equal(found.sort(1).values, expected.sort(1).values)
 
 
-def test_a_case_that_can_not_be_set_up_is_skipped(monkeypatch):
+def test_a_case_that_can_not_be_set_up_is_skipped_or_failed(monkeypatch, capsys):
     case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1)
     for problem, reason in (
         (ways.NotOfferedError("needs diffusers"), "needs diffusers"),
-        (MemoryError("90 GiB"), "no memory for the inputs: 90 GiB"),
+        (MemoryError("90 GiB"), "no memory: 90 GiB"),
     ):
         monkeypatch.setattr(Attention, "inputs", raising(problem))
         (row,) = runner.run(case, "float32", CPU, 0.0)["rows"]
         assert row == {"way": runner.ALL_WAYS, "kind": "ours", "skipped": reason}
-    monkeypatch.setattr(Attention, "inputs", raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        runner.run(case, "float32", CPU, 0.0)
+    monkeypatch.setattr(Attention, "inputs", raising(ZeroDivisionError("by zero")))
+    (row,) = runner.run(case, "float32", CPU, 0.0)["rows"]
+    assert row == {"way": runner.ALL_WAYS, "kind": "ours", "failed": "ZeroDivisionError: by zero"}
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_only_wanted_ways_are_run():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,10 @@ def run(
     except NotOfferedError as reason:
         row = {"skipped": _line(reason)}
     except (MemoryError, torch.OutOfMemoryError) as reason:
-        row = {"skipped": f"no memory for the inputs: {_line(reason)}"}
+        row = {"skipped": f"no memory: {_line(reason)}"}
+    except Exception as problem:  # the cases after this one are still worth their time
+        traceback.print_exc()
+        row = {"failed": f"{type(problem).__name__}: {_line(problem)}"}
     finally:
         _forget(device)
     return {**entry, "rows": [{"way": ALL_WAYS, "kind": "ours", **row}]}
