@@ -20,7 +20,8 @@ def small(monkeypatch):
 def test_products_and_copies(small, monkeypatch):
     monkeypatch.setattr(limits, "measure", lambda clock, calls, seconds: {"limit": Times(1e-3, 0.1, 5)})
     found = limits.measured(CPU, ["float32", "bfloat16", "float32"])
-    report.validate({"format": report.FORMAT, "environment": ABOUT, "cases": [], "limits": found})
+    run = {"format": report.FORMAT, "command": "x", "environment": ABOUT, "limits": found, "cases": [], "scaling": []}
+    report.validate(run)
     assert [(e["name"], e["dtype"], e["what"]) for e in found] == [
         ("matrix product", "float32", "64^3"),
         ("matrix product", "bfloat16", "64^3"),

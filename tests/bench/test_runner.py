@@ -67,7 +67,15 @@ def test_a_planted_wrong_kernel_has_no_time(kind, prepare):
     assert "errs by" in rows["planted"]["failed"]
     assert "seconds" not in rows["planted"]
     about = {"device_name": "x", "device": "cpu", "torch": "1", "commit": "c", "date": "d", "python": "3"}
-    text = report.tables(report.validate({"format": report.FORMAT, "environment": about, "cases": [entry]}))
+    data = {
+        "format": report.FORMAT,
+        "command": "x",
+        "environment": about,
+        "limits": [],
+        "cases": [entry],
+        "scaling": [],
+    }
+    text = report.tables(report.validate(data))
     assert "wrong, hence no figure" in text
 
 
