@@ -14,6 +14,7 @@ from tiledattn.bench import report
 from tiledattn.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
+NO_DEVICES = ("quality",)  # folders of other results
 GENERATE = RESULTS.parent.parent / "docs/generate.py"
 
 
@@ -46,7 +47,7 @@ def record(source: Path, folder: Path = RESULTS) -> Path:
 
 def latest_results(folder: Path = RESULTS) -> list[Path]:
     """The newest JSON of every device, `<device>/<date>.json`."""
-    folders = sorted(path for path in folder.glob("*") if path.is_dir())
+    folders = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in NO_DEVICES)
     newest = (max(path.glob("*.json"), default=None, key=lambda file: file.stem) for path in folders)
     return [path for path in newest if path is not None]
 
@@ -59,7 +60,7 @@ def main() -> int:
     except (OSError, ValueError) as problem:
         print(f"bench.record: {problem}", file=sys.stderr)
         return 1
-    return subprocess.run([sys.executable, str(GENERATE)], check=False).returncode
+    return subprocess.run([sys.executable, str(GENERATE), "--pictures"], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the tables of the documentation that follow from the code: `python docs/generate.py [--check]`."""
+"""Writes what of the documentation follows from the code: `python docs/generate.py [--check] [--pictures]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ sys.path.insert(0, str(HERE.parent))
 
 from bench import record  # noqa: E402  # found beside this folder
 from tiledattn import dispatch  # noqa: E402
-from tiledattn.bench import gaussian_field, gaussian_report, report  # noqa: E402
+from tiledattn.bench import gaussian_field, gaussian_report, paper, plots, report  # noqa: E402
+
+PICTURES = HERE / "images/benchmarks"
+NEWLINE = "\n"
 
 
 def backends_table() -> str:
@@ -58,11 +61,39 @@ def families_table() -> str:
 
 
 def benchmark_tables() -> str:
-    """The newest run of every device under bench/results."""
-    runs = [report.validate(json.loads(path.read_text())) for path in record.latest_results()]
-    runs.sort(key=lambda run: run["environment"]["device"], reverse=True)  # GPUs first
-    parts = [f"## {run['environment']['device_name']}\n\n{report.tables(run)}" for run in runs]
-    return "\n".join(parts).rstrip() if parts else "No run has been recorded yet."
+    """The newest run of every device under bench/results, and large canvases on paper."""
+    runs = [
+        (report.validate(json.loads(path.read_text())), sorted((PICTURES / path.parent.name).glob("*.svg")))
+        for path in record.latest_results()
+    ]
+    runs.sort(key=lambda run: run[0]["environment"]["device"], reverse=True)  # GPUs first
+    measured = [
+        f"## {run['environment']['device_name']}\n\n{report.tables(run)}{''.join(map(_shown, pictures))}"
+        for run, pictures in runs
+    ]
+    planned = [f"### {table.title}\n\n{NEWLINE.join(report.lines_of(table))}\n" for table in paper.tables()]
+    return "\n".join(
+        [*(measured or ["No run has been recorded yet.\n"]), "## Large canvases on paper\n", *planned]
+    ).rstrip()
+
+
+def benchmark_pictures() -> dict[pathlib.Path, str]:
+    """Files of the drawings that the page shows: the roofline and scaling of the newest run of every device."""
+    found = {}
+    for path in record.latest_results():
+        run = report.validate(json.loads(path.read_text()))
+        for plot in [*plots.roofline_plots(run), *plots.scaling_plots(run)]:
+            found[_picture(path, plot.title)] = plots.standalone(plot)
+    return found
+
+
+def _picture(result: pathlib.Path, title: str) -> pathlib.Path:
+    return PICTURES / result.parent.name / f"{title.lower().replace(' ', '-')}.svg"
+
+
+def _shown(picture: pathlib.Path) -> str:
+    title = picture.stem.replace("-", " ").capitalize()
+    return f"\n![{title}]({picture.relative_to(HERE).as_posix()})\n"
 
 
 def gaussian_tables() -> str:
@@ -91,11 +122,25 @@ def rendered(name: str) -> str:
     return before + begin + table() + "\n" + end + rest.partition(end)[2]
 
 
+def write_pictures(pictures: dict[pathlib.Path, str]) -> None:
+    """Writes these and removes those that a folder of theirs had before."""
+    for folder in {path.parent for path in pictures}:
+        for old in folder.glob("*.svg"):
+            old.unlink()
+    for path, text in pictures.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 def main() -> int:
     """Rewrites the pages, or with --check says which are out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
-    check = parser.parse_args().check
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures of benchmarks.md anew as well")
+    options = parser.parse_args()
+    check = options.check
+    if options.pictures:
+        write_pictures(benchmark_pictures())
     stale = [name for name in TABLES if rendered(name) != (HERE / name).read_text()]
     for name in stale:
         if not check:

@@ -10,21 +10,12 @@ from . import plots
 from .report import validate
 from .tables import Cell, Data, Table, about, limits_table, operation_tables, operations, scaling_table, ways_table
 
-_LIGHT = ("#2a78d6", "#eb6834", "#1baf7a", "#8250c4", "#d03b6b", "#a07800", "#0b7285", "#6b7280")
-_DARK = ("#5b9dee", "#f08a5d", "#3ecf97", "#a986e0", "#ea6f96", "#d0a838", "#3fb6c9", "#9aa3b2")
 NO_PLOTS = "Tables only: the plots need matplotlib (pip install 'tiledattn[cli]')."
 
 
-def _variables(ink: str, grey: str, faint: str, paper: str, link: str, series: tuple[str, ...]) -> str:
-    named = {"ink": ink, "grey": grey, "faint": faint, "paper": paper, "link": link}
-    named |= {f"series-{number}": colour for number, colour in enumerate(series)}
-    return "".join(f"--{name}:{value};" for name, value in named.items())
-
-
 _STYLE = f"""
-:root{{color-scheme:light dark;{_variables("#1d232b", "#66707e", "#e1e4e9", "#ffffff", "#1c5fb8", _LIGHT)}}}
-@media (prefers-color-scheme:dark){{:root{{
-{_variables("#e5e8ec", "#9aa3b2", "#343a43", "#15181d", "#7db0f5", _DARK)}}}}}
+:root{{color-scheme:light dark;{plots.colours(dark=False)}}}
+@media (prefers-color-scheme:dark){{:root{{{plots.colours(dark=True)}}}}}
 *{{box-sizing:border-box}}
 body{{margin:0 auto;padding:1rem;max-width:76rem;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}}

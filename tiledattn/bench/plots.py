@@ -25,6 +25,20 @@ _VARIABLES = {_INK: "var(--ink)", _GREY: "var(--grey)", _FAINT: "var(--faint)"}
 _SERIES_COLOURS = [f"#0a0b{16 + number:02x}" for number in range(SERIES)]
 _VARIABLES.update({colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES_COLOURS)})
 _MARKERS = "osD^vP*X"
+_LIGHT = (
+    *("#1d232b", "#66707e", "#e1e4e9", "#ffffff", "#1c5fb8"),
+    *("#2a78d6", "#eb6834", "#1baf7a", "#8250c4", "#d03b6b", "#a07800", "#0b7285", "#6b7280"),
+)
+_DARK = (
+    *("#e5e8ec", "#9aa3b2", "#343a43", "#15181d", "#7db0f5"),
+    *("#5b9dee", "#f08a5d", "#3ecf97", "#a986e0", "#ea6f96", "#d0a838", "#3fb6c9", "#9aa3b2"),
+)
+
+
+def colours(dark: bool) -> str:
+    """The variables as CSS declarations; besides those of drawings `--paper` and `--link`."""
+    names = ("ink", "grey", "faint", "paper", "link", *(f"series-{number}" for number in range(SERIES)))
+    return "".join(f"--{name}:{value};" for name, value in zip(names, _DARK if dark else _LIGHT, strict=True))
 
 
 class Plot(NamedTuple):
@@ -33,6 +47,14 @@ class Plot(NamedTuple):
     title: str
     caption: str
     svg: str
+
+
+def standalone(plot: Plot) -> str:
+    """The drawing as a file of its own, in light colours on paper."""
+    opening, _, rest = plot.svg.partition(">")
+    style = f"svg{{{colours(dark=False)}background:var(--paper);font-family:system-ui,sans-serif}}"
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f"<svg {names}{opening.removeprefix('<svg')}><style>{style}</style>{rest}\n"
 
 
 def available() -> bool:

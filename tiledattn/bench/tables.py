@@ -215,7 +215,7 @@ def bytes_text(count: int | None) -> str:
     """Three digits and a unit of powers of ten; an empty text for None."""
     if count is None:
         return ""
-    for factor, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for factor, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= factor:
             return f"{count / factor:.3g} {name}"
     return f"{count} B" if count else "0"
