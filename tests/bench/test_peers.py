@@ -1,11 +1,13 @@
 """Peers give what they are compared for: attention by the definition, blending and cutting."""
 
+import math
+
 import pytest
 import torch
-from support import assert_within_budget, attention_inputs, oracle, plain_attention
+from support import assert_within_budget, attention_inputs, canvas_from_tokens, oracle, plain_attention
 
 import tiledattn as ta
-from tiledattn.bench import attention_cases, peers, peers_tiles, ways
+from tiledattn.bench import attention_cases, attention_judge, peers, peers_tiles, ways
 
 CPU = torch.device("cpu")
 LAYOUTS = {
@@ -15,40 +17,102 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("prefix", [0, 128])
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("peer", ["gathered", "flex", "dense"])
 @torch.no_grad()
-def test_attention(name, peer, monkeypatch):
+def test_attention(name, peer, prefix, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # the mask is what is checked
     layout, halo = LAYOUTS[name]
-    q, k, v = attention_inputs(layout, batch=2, heads=2, dim=16)
-    rows, tokens = peers.gathered_rows(layout, halo, CPU), layout.tile_positions
+    q, k, v = attention_inputs(layout, batch=2, heads=2, dim=16, prefix=prefix)
+    rows, tokens = peers.gathered_rows(layout, halo, CPU, prefix), prefix + layout.tile_positions
     attend = {
-        "gathered": lambda *x: peers.gather_and_attend(*x, rows),
-        "flex": peers.flex_attention(tokens, rows),
-        "dense": peers.dense_attention(tokens, rows, 1024),
+        "gathered": lambda *x: peers.gather_and_attend(*x, rows, prefix),
+        "flex": peers.flex_attention(tokens, rows, None, prefix),
+        "dense": peers.dense_attention(tokens, rows, 2048, prefix),
     }[peer]
-    exact, _ = oracle(q, k, v, layout, halo)
-    assert_within_budget(attend(q, k, v), plain_attention(q, k, v, layout, halo), exact)
+    exact, _ = oracle(q, k, v, layout, halo, num_prefix_tokens=prefix)
+    plain = plain_attention(q, k, v, layout, halo, num_prefix_tokens=prefix)
+    found = attend(q, k, v)
+    assert_within_budget(found, plain, exact)
+    found[-1, -1, 0] += 0.01
+    with pytest.raises(AssertionError, match="over the budget"):
+        assert_within_budget(found, plain, exact)
 
 
 def test_what_peers_refuse():
-    rows = torch.zeros(2, 4, dtype=torch.long)
+    rows, square = torch.zeros(2, 4, dtype=torch.long), ta.TileLayout((8, 8), 4)
     with pytest.raises(ways.NotOfferedError, match="tiles of 100 tokens are not whole blocks of 128"):
         peers.flex_attention(100, rows)
+    with pytest.raises(ways.NotOfferedError, match="256 tokens would take minutes; measured up to 200"):
+        peers.flex_attention(128, rows, 200)
     with pytest.raises(ways.NotOfferedError, match="a mask of 200 x 200 tokens; measured up to 199"):
         peers.dense_attention(100, rows, 199)
+    with pytest.raises(ways.NotOfferedError, match="border see fewer tokens"):
+        peers.gathered_rows(ta.TileLayout((12, 12), 4), (1, 1), CPU)
+    with pytest.raises(ways.NotOfferedError, match="64 x 64 positions; measured up to 63"):
+        peers.whole_canvas(square, 63)
+    with pytest.raises(ways.NotOfferedError, match="no place for a prefix"):
+        peers.whole_canvas(square, 64, 1)
+    with pytest.raises(ways.NotOfferedError, match="across a wrap is no slice"):
+        peers.whole_canvas(ta.TileLayout((8, 6), 4, 2, True), 64)
+    case = attention_cases.AttentionCase("attention", "tiny", {}, ta.TileLayout((8, 8), 4, 0, True), (1, 1), 9999, 1, 9)
+    with pytest.raises(ways.NotOfferedError, match=r"scores of 8\.3e\+08 bytes; measured up to 1\.0e\+08"):
+        refuse(case, 10**8)
 
 
+def refuse(case, most):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_cases, "MOST_MATH_BYTES", {"cpu": most})
+        case.refuse_scores(None, case._rows(CPU))
+        case.refuse_scores(attention_cases.SDPA["cpu"]["math"], case._rows(CPU))
+
+
+def on_the_canvas(q, k, v, layout):
+    """Full attention of the averaged canvas, cut again, in float64, by the package's own reference operations."""
+    canvases = [canvas_from_tokens(x, layout) for x in (q, k, v)]
+    one = ta.TileLayout(layout.size, layout.size)
+    tokens = [x.flatten(2).transpose(1, 2).reshape(1, x.shape[0], -1, *q.shape[3:]) for x in canvases]
+    out, _ = oracle(*tokens, one, 0)
+    canvas = out[0].flatten(2).transpose(1, 2).reshape(canvases[0].shape)
+    tiles = ta.extract_tiles(canvas, layout, backend="reference")
+    return tiles.flatten(3).transpose(2, 3).reshape(q.shape)
+
+
+@pytest.mark.parametrize("layout", [ta.TileLayout((8, 10), (4, 6), (0, 2)), ta.TileLayout((4, 6, 4), (2, 6, 2))])
+def test_the_whole_canvas(layout):
+    q, k, v = attention_inputs(layout, batch=2, heads=2, dim=8)
+    found = peers.whole_canvas(layout, 1000)(q, k, v)
+    torch.testing.assert_close(found.double(), on_the_canvas(q, k, v, layout), rtol=1e-5, atol=1e-6)
+    judge = attention_judge.AttentionJudge(layout, (1,) * len(layout.size), (q, k, v))
+    way = ways.Way(attention_judge.WHOLE_CANVAS, "bound", lambda inputs: lambda: None)
+    assert judge.verdict(found, way).passed
+    assert not judge.verdict(peers.without_halo(q, k, v), way).passed
+    assert not judge.verdict(found, way._replace(name=attention_judge.NO_HALO)).passed
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
 @pytest.mark.parametrize("halo", [0, 3])
-def test_the_judge_agrees_with_the_reference(halo):
+def test_the_judge_agrees_with_the_reference(halo, prefix):
     layout = ta.TileLayout((12, 20), (6, 10), 0, (False, True))
-    inputs = attention_inputs(layout, heads=2, dim=8)
-    judge = attention_cases.AttentionJudge(layout, (halo, halo), inputs)
-    exact, _ = oracle(*inputs, layout, halo)
-    torch.testing.assert_close(
-        judge.results[True, True], exact[:, :, judge.rows].transpose(2, 3), rtol=1e-12, atol=1e-12
-    )
+    inputs = attention_inputs(layout, heads=2, dim=8, prefix=prefix)
+    judge = attention_judge.AttentionJudge(layout, (halo, halo), inputs, None, prefix)
+    for meaning, reach in (("halo", halo), ("tile", 0)):
+        exact, _ = oracle(*inputs, layout, reach, num_prefix_tokens=prefix)
+        right = exact[:, :, judge.rows(meaning)].transpose(2, 3)
+        torch.testing.assert_close(judge.result(meaning, True), right, rtol=1e-12, atol=1e-12)
+
+
+def test_the_judge_refuses_what_is_wrong_in_a_prefix_or_has_another_shape():
+    layout = ta.TileLayout((8, 8), 4, 0, True)
+    q, k, v = attention_inputs(layout, heads=2, dim=8, prefix=3)
+    judge = attention_judge.AttentionJudge(layout, (1, 1), (q, k, v), None, 3)
+    way = ways.Way("planted", "ours", lambda inputs: lambda: None)
+    out = ta.cross_tile_attention(q, k, v, layout, 1, num_prefix_tokens=3, backend="torch")
+    assert judge.verdict(out, way).passed
+    assert math.isinf(judge.verdict(out[:, :, 3:], way).error)
+    out[:, :, 0] *= 1.01
+    assert not judge.verdict(out, way).passed
 
 
 def test_tiles():
@@ -60,6 +124,12 @@ def test_tiles():
     assert torch.equal(peers_tiles.slices(exact, layout), ta.extract_tiles(exact, layout, backend="reference"))
     tiles = torch.randn(flat.num_tiles, 2, 3, *flat.tile)
     assert torch.equal(peers_tiles.pad_by_canvas(tiles, flat, 2), ta.pad_tiles(tiles, flat, 2, backend="reference"))
+
+
+def test_fold_has_one_step():
+    layout = ta.TileLayout((29, 20), (12, 8), 4)
+    with pytest.raises(ways.NotOfferedError, match="the last tiles lie nearer"):
+        peers_tiles.fold(torch.zeros(layout.num_tiles, 1, 1, 12, 8), layout)
 
 
 def test_a_copy_moves_as_many_bytes():

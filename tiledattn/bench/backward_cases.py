@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,8 @@ from tiledattn.dispatch import provides
 
 from . import attention_cases as forward
 from . import peers
-from .ways import Call, Inputs, Judge, Verdict, Way, budget, our_backends, random
+from .attention_judge import rows_by_definition
+from .ways import Call, Case, Inputs, Judge, Verdict, Way, budget, our_backends, random
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 ONE = (slice(None), slice(-1, None), slice(None), slice(-1, None))  # batch entries and heads are independent
@@ -29,6 +30,10 @@ class BackwardCase(forward.AttentionCase):
         """Five products of queries and keys."""
         return 2.5 * super().amount(dtype)
 
+    def least_bytes(self, dtype: torch.dtype) -> float:
+        """Queries, keys, values, the result and its gradient read once, three gradients written once."""
+        return 2.0 * super().least_bytes(dtype)
+
     def inputs(self, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
         """Queries, keys, values and the output's gradient [T, B, N, H, D]."""
         shape = (4, self.layout.num_tiles, self.batch, self.layout.tile_positions, self.heads, self.dim)
@@ -36,25 +41,27 @@ class BackwardCase(forward.AttentionCase):
 
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
         """Ours, autograd through gathered K/V with each kind of SDPA and through FlexAttention."""
-        rows, tokens = peers.gathered_rows(self.layout, self.halo, device), self.layout.tile_positions
         ours = partial(ta.cross_tile_attention, layout=self.layout, halo=self.halo)
         names = [name for name in our_backends(device) if provides(name, "cross_tile_attention_backward")]
-        by_hand = partial(peers.gather_and_attend, rows=rows)
-        kinds = forward.SDPA if device.type == "cuda" else {"": None}
-        flex = forward.MadeOnce(partial(peers.flex_attention, tokens, rows))
+        flex = forward.MadeOnce(partial(self._flex, device))
         return [
             *(Way(name, "ours", partial(_backward, partial(ours, backend=name), None)) for name in names),
             *(
-                Way(f"gather + SDPA {name}".strip(), "peer", partial(_backward, by_hand, kind))
-                for name, kind in kinds.items()
+                Way(f"gather + SDPA {name}".strip(), "peer", partial(self._by_hand, device, kind))
+                for name, kind in forward.SDPA[device.type].items()
             ),
             Way("FlexAttention", "peer", lambda inputs: _backward(flex.attend, None, inputs)),
             forward.matrix_product(device, dtype),
         ]
 
+    def _by_hand(self, device: torch.device, kind: SDPBackend | None, inputs: Inputs) -> Call:
+        rows = self._rows(device)
+        self.refuse_scores(kind, rows, copies=3)
+        return _backward(partial(peers.gather_and_attend, rows=rows), kind, inputs)
+
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
         """One head of one batch entry against float64, all for NaN."""
-        rows = forward.rows_by_definition(self.layout, self.halo, inputs[0].device)
+        rows = rows_by_definition(self.layout, self.halo, inputs[0].device)
         by_hand = partial(peers.gather_and_attend, rows=rows)
         one = tuple(x[ONE].contiguous() for x in inputs)
         exact = _backward(by_hand, None, tuple(x.double() for x in one))()
@@ -84,12 +91,12 @@ def _backward(attend: Callable[..., Tensor], kind: SDPBackend | None, inputs: In
 MOST_TOKENS_ON_CPU = 10000  # more take minutes
 
 
-def _dtypes(case: forward.AttentionCase) -> dict[str, tuple[str, ...]]:
+def _dtypes(case: forward.AttentionCase) -> Mapping[str, tuple[str, ...]]:
     large = case.layout.num_tiles * case.layout.tile_positions > MOST_TOKENS_ON_CPU
     return {device: found for device, found in case.dtypes.items() if not (large and device == "cpu")}
 
 
-CASES = [
+CASES: list[Case] = [
     BackwardCase(
         f"{case.operation}, gradients",
         case.name,

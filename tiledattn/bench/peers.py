@@ -1,9 +1,12 @@
-"""Attention without tiledattn: gathered keys and values, block masks, dense masks."""
+"""Attention without tiledattn: gathered keys and values, block masks, dense masks, the whole canvas.
+
+Tensors are [T, B, S, H, D] with S = prefix + N. A *flat token* is t * S + s: token s of tile t.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,57 +22,77 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 FLEX_BLOCK = 128
 
 
-@cache
-def gathered_rows(layout: ta.TileLayout, halo: tuple[int, ...], device: torch.device) -> Tensor:
-    """Flat tokens that each tile sees, [T, M]: on a periodic canvas all tiles see equally many."""
+@lru_cache(maxsize=8)
+def gathered_rows(layout: ta.TileLayout, halo: tuple[int, ...], device: torch.device, prefix: int = 0) -> Tensor:
+    """Flat tokens that the canvas queries of each tile see, own sequence first, [T, M].
+
+    Raises:
+        NotOfferedError: tiles see unequally many, as they do on a canvas that is not periodic.
+    """
     plan = attention_plan(layout, halo)
     tokens = layout.tile_positions
-    own = torch.arange(layout.num_tiles * tokens).view(layout.num_tiles, tokens)
+    if len(set(plan.halo_lengths)) > 1:
+        raise NotOfferedError("tiles at the canvas's border see fewer tokens; measured on periodic canvases")
+    own = torch.arange(layout.num_tiles * (prefix + tokens)).view(layout.num_tiles, -1)
     tables = [torch.from_numpy(plan.class_table(int(c))) + t * tokens for t, c in enumerate(plan.class_of_tile)]
-    return torch.cat([own, torch.stack(tables)], 1).to(device)
+    of_canvas = torch.stack(tables)
+    halos = of_canvas // tokens * (prefix + tokens) + prefix + of_canvas % tokens
+    return torch.cat([own, halos], 1).to(device)
 
 
 def gather(x: Tensor, rows: Tensor) -> Tensor:
-    """[T, B, N, H, D] -> [T * B, H, M, D]: what each tile sees."""
+    """[T, B, S, H, D] -> [T * B, H, M, D]: what each tile sees."""
     tiles, batch, tokens, heads, dim = x.shape
     flat = x.transpose(1, 2).reshape(tiles * tokens, batch, heads, dim)
     return flat[rows].permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
-def attend_gathered(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """SDPA of every tile's queries, [T, B, N, H, D], over what was gathered for it."""
-    out = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), keys, values)
-    return out.transpose(1, 2).unflatten(0, q.shape[:2])
+def attend_gathered(q: Tensor, keys: Tensor, values: Tensor, prefix: int = 0) -> Tensor:
+    """SDPA of every tile's queries, [T, B, S, H, D], over what was gathered for it.
+
+    Queries of the prefix see their own sequence only, so theirs is a second call.
+    """
+    queries = q.flatten(0, 1).transpose(1, 2)
+    out = F.scaled_dot_product_attention(queries[:, :, prefix:], keys, values)
+    if prefix:
+        own = q.shape[2]
+        first = F.scaled_dot_product_attention(queries[:, :, :prefix], keys[:, :, :own], values[:, :, :own])
+        out = torch.cat([first, out], 2)
+    return out.transpose(1, 2).view(q.shape)
 
 
-def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> Tensor:
+def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
     """What one would write by hand."""
-    return attend_gathered(q, gather(k, rows), gather(v, rows))
+    return attend_gathered(q, gather(k, rows), gather(v, rows), prefix)
 
 
 def without_halo(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Ordinary attention inside each tile."""
-    out = F.scaled_dot_product_attention(*(x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)))
-    return out.transpose(1, 2).unflatten(0, q.shape[:2])
+    queries, keys, values = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).view(q.shape)
 
 
-def sees(tokens: int, rows: Tensor) -> Tensor:
-    """Bool [T, T * N]: whether a tile sees a flat token."""
-    seen = torch.zeros(len(rows), len(rows) * tokens, dtype=torch.bool, device=rows.device)
-    return seen.scatter_(1, rows, True)
+def sees(tokens: int, rows: Tensor, prefix: int = 0) -> Tensor:
+    """Bool [T, 2, T * S]: whether the prefix queries and the canvas queries of a tile see a flat token."""
+    seen = torch.zeros(len(rows), 2, len(rows) * tokens, dtype=torch.bool, device=rows.device)
+    seen[:, 1].scatter_(1, rows, True)
+    if prefix:
+        seen[:, 0].scatter_(1, rows[:, :tokens], True)
+    return seen
 
 
 def whole(x: Tensor) -> Tensor:
-    """[T, B, N, H, D] -> [B, H, T * N, D]."""
+    """[T, B, S, H, D] -> [B, H, T * S, D]."""
     return x.transpose(0, 1).flatten(1, 2).transpose(1, 2)
 
 
 def tiled(out: Tensor, tiles: int) -> Tensor:
-    """[B, H, T * N, D] -> [T, B, N, H, D]."""
-    return out.transpose(1, 2).unflatten(1, (tiles, -1)).transpose(0, 1)
+    """[B, H, T * S, D] -> [T, B, S, H, D]."""
+    batch, heads, tokens, dim = out.shape
+    return out.transpose(1, 2).reshape(batch, tiles, tokens // tiles, heads, dim).transpose(0, 1)
 
 
-def flex_attention(tokens: int, rows: Tensor, most: int | None = None) -> Attend:
+def flex_attention(tokens: int, rows: Tensor, most: int | None = None, prefix: int = 0) -> Attend:
     """FlexAttention over all tiles' tokens at once, compiled, with the block mask made beforehand.
 
     Raises:
@@ -79,19 +102,26 @@ def flex_attention(tokens: int, rows: Tensor, most: int | None = None) -> Attend
 
     if most is not None and len(rows) * tokens > most:
         raise NotOfferedError(f"{len(rows) * tokens} tokens would take minutes; measured up to {most}")
-    if tokens % FLEX_BLOCK:
+    if tokens % FLEX_BLOCK or prefix % FLEX_BLOCK:
         raise NotOfferedError(f"tiles of {tokens} tokens are not whole blocks of {FLEX_BLOCK}")
-    seen = sees(tokens, rows)
-    blocks = seen.unflatten(1, (-1, FLEX_BLOCK))
+    seen = sees(tokens, rows, prefix)
+    blocks = seen.view(*seen.shape[:2], -1, FLEX_BLOCK)
     full, partial = blocks.all(-1), blocks.any(-1) & ~blocks.all(-1)
+    of_canvas = (torch.arange(0, tokens, FLEX_BLOCK, device=rows.device) >= prefix).long()
 
     def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        of_queries = chosen.repeat_interleave(tokens // FLEX_BLOCK, 0)[None, None]
-        order = torch.argsort(of_queries.int(), dim=-1, descending=True, stable=True)
+        of_queries = chosen[:, of_canvas].flatten(0, 1)[None, None]
+        order = torch.argsort(of_queries.to(torch.uint8), dim=-1, descending=True, stable=True)
         return of_queries.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
+    def plainly(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return seen[i // tokens, 1, j]
+
+    def with_prefix(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return seen[i // tokens, (i % tokens >= prefix).long(), j]
+
     mask = flex.BlockMask.from_kv_blocks(
-        *listed(partial), *listed(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=lambda b, h, i, j: seen[i // tokens, j]
+        *listed(partial), *listed(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=with_prefix if prefix else plainly
     )
     compiled = torch.compile(flex.flex_attention, dynamic=False)
 
@@ -101,7 +131,7 @@ def flex_attention(tokens: int, rows: Tensor, most: int | None = None) -> Attend
     return attend
 
 
-def dense_attention(tokens: int, rows: Tensor, most: int) -> Attend:
+def dense_attention(tokens: int, rows: Tensor, most: int, prefix: int = 0) -> Attend:
     """SDPA over all tiles' tokens at once with a mask of all pairs.
 
     Raises:
@@ -110,9 +140,73 @@ def dense_attention(tokens: int, rows: Tensor, most: int) -> Attend:
     total = len(rows) * tokens
     if total > most:
         raise NotOfferedError(f"a mask of {total} x {total} tokens; measured up to {most}")
-    mask = sees(tokens, rows).repeat_interleave(tokens, 0)
+    of_canvas = (torch.arange(tokens, device=rows.device) >= prefix).long()
+    mask = sees(tokens, rows, prefix)[:, of_canvas].flatten(0, 1)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return tiled(F.scaled_dot_product_attention(whole(q), whole(k), whole(v), mask), len(rows))
+
+    return attend
+
+
+def merged(x: Tensor, layout: ta.TileLayout) -> Tensor:
+    """Tokens of tiles [T, B, N, H, D] on the canvas, averaged where tiles overlap, [B, *size, H, D]."""
+    (batch, tokens), (heads, dim) = x.shape[1:3], x.shape[3:]
+    canvas = x.new_zeros(batch, *layout.size, heads, dim)
+    count = x.new_zeros(*layout.size, 1, 1)
+    for tile, place in zip(x, places(layout), strict=True):
+        canvas[_with_batch(place)] += tile.reshape(batch, *layout.tile, heads, dim)
+        count[place] += 1
+    return canvas.div_(count) if layout.num_tiles * tokens > count.numel() else canvas
+
+
+def cut(canvas: Tensor, layout: ta.TileLayout) -> Tensor:
+    """[B, *size, H, D] -> [T, B, N, H, D]."""
+    axes = len(layout.size)
+    return torch.stack([canvas[_with_batch(place)].flatten(1, axes) for place in places(layout)])
+
+
+def _with_batch(place: tuple[slice, ...]) -> tuple[slice, ...]:
+    return (slice(None), *place)
+
+
+def places(layout: ta.TileLayout) -> list[tuple[slice, ...]]:
+    """Every tile's place on the canvas.
+
+    Raises:
+        NotOfferedError: a tile continues on the other side of a wrap.
+    """
+    origins = layout.origins
+    if any(o + w > n for origin in origins for o, w, n in zip(origin, layout.tile, layout.size, strict=True)):
+        raise NotOfferedError("a tile that continues across a wrap is no slice of the canvas")
+    return [tuple(slice(o, o + w) for o, w in zip(origin, layout.tile, strict=True)) for origin in origins]
+
+
+def whole_canvas(layout: ta.TileLayout, most: int, prefix: int = 0) -> Attend:
+    """Merge, attend over the whole canvas, split: what MAD does in its UNet's self-attention.
+
+    Idea: Quattrini et al., "Merging and Splitting Diffusion Paths for Semantically Coherent Panoramas", ECCV 2024; the
+    implementation is our own. Queries, keys and values of all tiles are averaged onto the canvas, every position sees
+    every other, and each tile gets its part back. Its result is another one than that of a finite halo, and its work
+    grows with the square of the canvas.
+
+    Raises:
+        NotOfferedError: tokens that lie on no canvas (MAD is for UNets), more than `most` positions, or a tile that
+            continues across a wrap.
+    """
+    positions = 1
+    for length in layout.size:
+        positions *= length
+    if prefix:
+        raise NotOfferedError("MAD merges canvas tokens only; it has no place for a prefix")
+    if positions > most:
+        raise NotOfferedError(f"attention over {positions} x {positions} positions; measured up to {most}")
+    places(layout)
+    axes = len(layout.size)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, values = (merged(x, layout).flatten(1, axes).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
+        return cut(out.reshape(q.shape[1], *layout.size, *q.shape[3:]), layout)
 
     return attend

@@ -8,6 +8,8 @@ from torch import Tensor
 
 import tiledattn as ta
 
+from .ways import NotOfferedError
+
 
 def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
     """The value-and-count loop of MultiDiffusion's pipelines, with uniform weights."""
@@ -21,7 +23,14 @@ def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
 
 
 def fold(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
-    """The same by `F.fold`."""
+    """The same by `F.fold`.
+
+    Raises:
+        NotOfferedError: tiles that are not evenly spaced, since `F.fold` has one step per axis.
+    """
+    for origins, step in zip(layout.axis_origins, layout.step, strict=True):
+        if origins != tuple(range(0, len(origins) * step, step)):
+            raise NotOfferedError("F.fold has one step; here the last tiles lie nearer to their neighbours")
     count, batch = tiles.shape[:2]
     columns = tiles.permute(1, 2, 3, 4, 0).reshape(batch, -1, count)
     ones = tiles.new_ones(1, layout.tile_positions, count)
@@ -39,7 +48,8 @@ def pad_by_canvas(tiles: Tensor, layout: ta.TileLayout, pad: int) -> Tensor:
     """Tiles without overlap put together, padded with zeros, and cut again with their rings."""
     rows, columns = layout.grid
     height, width = layout.tile
-    canvas = tiles.unflatten(0, (rows, columns)).permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
+    grid = tiles.view(rows, columns, *tiles.shape[1:])
+    canvas = grid.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
     canvas = F.pad(canvas, (pad,) * 4)
     return torch.stack([canvas[:, :, y : y + height + 2 * pad, x : x + width + 2 * pad] for y, x in layout.origins])
 

@@ -12,13 +12,22 @@ from torch import Tensor
 
 import tiledattn as ta
 
+from . import peers_optional
 from . import peers_tiles as peers
 from .ways import Call, Case, Inputs, Judge, Verdict, Way, budget, our_backends, random
+
+Function = Callable[[Tensor, ta.TileLayout], Tensor]
 
 
 @dataclass(frozen=True)
 class TileCase(Case):
-    """Operation "blending", "extraction" or "padding", uniform weights, no wrap."""
+    """Operation "blending", "extraction" or "padding", uniform weights, no wrap.
+
+    Attributes:
+        layout: tiles, in the positions that are moved (latents or pixels).
+        channels: C.
+        pad: positions of a ring, for padding.
+    """
 
     layout: ta.TileLayout
     channels: int
@@ -34,6 +43,10 @@ class TileCase(Case):
         positions = tiles + padded if self.operation == "padding" else tiles + canvas
         return float(positions * self.channels * torch.finfo(dtype).bits // 8)
 
+    def least_bytes(self, dtype: torch.dtype) -> float:
+        """The same: nothing but moving is done."""
+        return self.amount(dtype)
+
     def inputs(self, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
         """A canvas [1, C, *size] for extraction, else tiles [T, 1, C, *tile]."""
         canvas, tiles = (
@@ -44,14 +57,9 @@ class TileCase(Case):
 
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
         """Ours, the loops that people use, a copy of as many bytes."""
-        by_hand = {
-            "blending": {"MultiDiffusion loop": peers.multidiffusion, "F.fold": peers.fold},
-            "extraction": {"slices + stack": peers.slices},
-            "padding": {"canvas, zeros, slices": partial(peers.pad_by_canvas, pad=self.pad)},
-        }[self.operation]
         return [
             *(Way(name, "ours", partial(self._call, self._ours(name))) for name in our_backends(device)),
-            *(Way(name, "peer", partial(self._call, function)) for name, function in by_hand.items()),
+            *(Way(name, "peer", partial(self._call, function)) for name, function in self._peers().items()),
             Way("a copy of the same bytes", "limit", self._copy),
         ]
 
@@ -69,14 +77,26 @@ class TileCase(Case):
         )
         return lambda found, way: Verdict(0.0 if torch.equal(found, right) else math.inf, 0.0)
 
-    def _ours(self, backend: str) -> Callable[[Tensor, ta.TileLayout], Tensor]:
+    def _ours(self, backend: str) -> Function:
         if self.operation == "blending":
             return partial(ta.blend_tiles, window="uniform", backend=backend)
         if self.operation == "extraction":
             return partial(ta.extract_tiles, backend=backend)
         return partial(ta.pad_tiles, pad=self.pad, backend=backend)
 
-    def _call(self, function: Callable[[Tensor, ta.TileLayout], Tensor], inputs: Inputs) -> Call:
+    def _peers(self) -> dict[str, Function]:
+        if self.operation == "blending":
+            return {
+                "MultiDiffusion loop": peers.multidiffusion,
+                "TileMerger": peers_optional.toolbelt_blending,
+                "MONAI": peers_optional.monai_blending,
+                "F.fold": peers.fold,
+            }
+        if self.operation == "extraction":
+            return {"slices + stack": peers.slices}
+        return {"canvas, zeros, slices": partial(peers.pad_by_canvas, pad=self.pad)}
+
+    def _call(self, function: Function, inputs: Inputs) -> Call:
         return lambda: function(inputs[0], self.layout)
 
     def _copy(self, inputs: Inputs) -> Call:
@@ -88,8 +108,8 @@ _LEVEL, _PICTURE = ta.TileLayout((256, 256), 64, 0), ta.TileLayout((2176, 2176),
 _DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
 
 CASES: list[Case] = [
-    *(TileCase(o, "64 tiles of 16x128x128", _DTYPES, _LARGE, 16) for o in ("blending", "extraction")),
-    *(TileCase(o, "121 tiles of 4x64x64", _DTYPES, _LATENTS, 4) for o in ("blending", "extraction")),
+    *(TileCase(o, "64 tiles of 16x128x128", _DTYPES, _LARGE, 16, quick=True) for o in ("blending", "extraction")),
+    *(TileCase(o, "121 tiles of 4x64x64", _DTYPES, _LATENTS, 4, quick=True) for o in ("blending", "extraction")),
     *(TileCase(o, "25 tiles of 64x512x512", {"cuda": ("bfloat16",)}, _PICTURE, 64) for o in ("blending", "extraction")),
     TileCase("padding", "16 tiles of 320x64x64, ring 1", _DTYPES, _LEVEL, 320, 1),
 ]
