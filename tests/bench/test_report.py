@@ -69,9 +69,9 @@ def test_the_tables():
     assert lines[8] == "| matrix product | float32 | 2 TFLOP/s ± 1% | 2048^3 |"
     assert lines[11] == (
         "| attention | dtype | ours | time | extra memory | TFLOP/s | of the matrix product | of a product | torch "
-        "| gather | flex | no halo (less work) |"
+        "| gather | flex | no halo (other work) |"
     )
-    # the fastest of the ways that give this result is bold, ours or not; what does less work never is
+    # the fastest of the ways that give this result is bold, ours or not; what does other work never is
     assert lines[13] == "| small | float32 | `cpu` | **2 ms** ± 5% | 1.5 MB | 0.5 | 25% | 50% | 1.5 | 2.5 | – | 0.5 |"
     assert lines[14] == "| lost | float32 | `cpu` | 2 ms ± 5% | 1.5 MB | 0.5 | 25% |  |  | **0.5** |  |  |"
     # what failed has no time, and nothing is compared with it

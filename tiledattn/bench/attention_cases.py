@@ -144,11 +144,12 @@ class AttentionCase(Case):
             raise NotOfferedError(f"SDPA math would hold scores of {size:.1e} bytes; measured up to {most:.1e}")
 
     def _flash(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
-        packages = {"FlashAttention": "flash_attn"}
-        if device.type == "cuda":
-            packages["FlashAttention 3"] = "flash_attn_interface"
+        if device.type != "cuda":  # one line says so
+            return [
+                Way("gather + FlashAttention", "peer", partial(self._flash_call, "flash_attn", device, dtype, True))
+            ]
         found = []
-        for label, package in packages.items():
+        for label, package in (("FlashAttention", "flash_attn"), ("FlashAttention 3", "flash_attn_interface")):
             for name, timed in ((f"gather + {label}", True), (f"{label}, gathered before", False)):
                 found.append(Way(name, "peer", partial(self._flash_call, package, device, dtype, timed)))
         return found

@@ -117,7 +117,7 @@ def _operation_table(data: Data, operation: str, cases: list[Data]) -> Table:
         for (case, first), row in zip(pairs, blank, strict=True)
     ]
     head = [operation, "dtype", "ours", *filled]
-    head += [f"{way} (less work)" if kind == "bound" else way for way, kind in others]
+    head += [f"{way} (other work)" if kind == "bound" else way for way, kind in others]
     return Table(operation, head, rows, _notes(cases))
 
 
