@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-_UNWRITTEN = ("quality.md", "gaussian-field.md")
+_UNWRITTEN = ("quality.md",)
 
 # A link out of docs/, as it works in the source tree: [text](../path).
 _OUTSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)+([^)#\s]+)(#[^)\s]*)?\)")

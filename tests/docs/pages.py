@@ -10,6 +10,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[2]
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*$")
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", flags=re.DOTALL | re.MULTILINE)
+_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 class Block(NamedTuple):
@@ -50,15 +51,16 @@ def python_blocks(text: str) -> list[Block]:
 
 
 def commands(text: str, program: str) -> list[list[str]]:
-    """The command lines of `program` in a page's blocks, in words, up to a comment or a pipe."""
-    found = []
+    """The command lines of `program` in a page's blocks and between backticks, in words, up to a comment or a pipe."""
+    lines = []
     for block in blocks(text):
-        if block.language in ("python", "py"):
-            continue
-        for line in block.text.replace("\\\n", " ").splitlines():
-            line = line.strip().removeprefix("$ ")
-            if line.split(" ")[0] == program:
-                words = shlex.split(line, comments=True)
-                ends = [words.index(stop) for stop in ("|", "&&", ">", ";") if stop in words]
-                found.append(words[: min(ends, default=None)])
-    return found
+        if block.language not in ("python", "py"):
+            lines += block.text.replace("\\\n", " ").splitlines()
+    lines += [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", text)) if "[" not in span]
+    found = []
+    for line in (line.strip().removeprefix("$ ") for line in lines):
+        if line.split(" ")[0] == program:
+            words = shlex.split(line, comments=True)
+            ends = [words.index(stop) for stop in ("|", "&&", ">", ";") if stop in words]
+            found.append(words[: min(ends, default=None)])
+    return [words for words in found if len(words) > 1]

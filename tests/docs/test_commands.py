@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import os
 import re
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -13,6 +17,7 @@ pytest.importorskip("typer")
 from .pages import ROOT, commands, pages, read
 
 TILEDATTN = [(page, words[1:]) for page in pages() for words in commands(read(page), "tiledattn")]
+PYTHON = [(page, words[1:]) for page in pages() for words in commands(read(page), "python")]
 MAKE = sorted({word for page in pages() for words in commands(read(page), "make") for word in words[1:]})
 
 
@@ -23,6 +28,7 @@ def problem(words: list[str]) -> str | None:
     from tiledattn.cli.app import app
 
     group = typer.main.get_command(app)
+    words = words if len(words) > 1 else [*words, "--help"]  # a command by its name alone
     if words and words[0] == "bench":
         return unknown_options(words)
     try:
@@ -43,9 +49,13 @@ def unknown_options(words: list[str]) -> str | None:
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         code = main([*command, "--help"])
-    known = set(re.findall(r"--[a-z][a-z-]*", said.getvalue()))
-    options = {word.split("=")[0] for word in words if word.startswith("--")}
-    return None if code == 0 and options <= known else f"unknown: {sorted(options - known)} (exit code {code})"
+    unknown = {word.split("=")[0] for word in words if word.startswith("--")} - options_in(said.getvalue())
+    return f"unknown: {sorted(unknown)} (exit code {code})" if unknown or code else None
+
+
+def options_in(text: str) -> set[str]:
+    """The options that a help text names."""
+    return set(re.findall(r"--[a-z][a-z-]*", text))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,29 @@ def test_a_wrong_command_is_noticed(words: str) -> None:
     assert problem(words.split()) is not None
 
 
+def unknown_to_script(words: list[str]) -> str | None:
+    """Why `python` with these words would be refused: no such module or file, or options that `--help` doesn't know."""
+    place, rest = (words[:2], words[2:]) if words[0] == "-m" else (words[:1], words[1:])
+    exists = importlib.util.find_spec(place[1]) if place[0] == "-m" else (ROOT / place[0]).exists()
+    if not exists:
+        return f"there is no {place[-1]}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, *place, "--help"]
+    told = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    unknown = {word.split("=")[0] for word in rest if word.startswith("--")} - options_in(told.stdout)
+    return f"unknown: {sorted(unknown)}, {told.stderr[-500:]}" if unknown or told.returncode else None
+
+
+@pytest.mark.parametrize(("page", "words"), PYTHON, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in PYTHON])
+def test_scripts_and_modules_are_there_and_know_the_options(page: str, words: list[str]) -> None:
+    assert unknown_to_script(words) is None
+
+
+@pytest.mark.parametrize("words", ["-m tiledattn.no_such_module", "docs/none.py", "docs/generate.py --chekc"])
+def test_a_wrong_script_is_noticed(words: str) -> None:
+    assert unknown_to_script(words.split()) is not None
+
+
 @pytest.mark.parametrize("target", MAKE)
 def test_make_has_the_targets(target: str) -> None:
     rules = (ROOT / "Makefile").read_text()
@@ -75,4 +108,6 @@ def test_commands_are_found() -> None:
     page = "```\ntiledattn plot --size 8x8 \\\n  --tile 4  # draws\n$ make test | tail\n```\n"
     page += "```python\ntiledattn = 1\n```\n"
     assert commands(page, "tiledattn") == [["tiledattn", "plot", "--size", "8x8", "--tile", "4"]]
-    assert commands(page, "make") == [["make", "test"]]
+    page += "Say `make docs` or `python a.py --b`, not `make [x]`; `make` alone is a program."
+    assert commands(page, "make") == [["make", "test"], ["make", "docs"]]
+    assert commands(page, "python") == [["python", "a.py", "--b"]]
