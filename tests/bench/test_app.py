@@ -213,7 +213,7 @@ def test_json_alone_and_what_became_slower(counted, capsys, tmp_path, monkeypatc
         (["--case", "nonsense"], "got --case nonsense, which leaves no case on cpu; it has blending, extraction,"),
         (["--dtype", "float16"], "got --dtype float16, which leaves no case on cpu; .* in float32, bfloat16"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
-        (["--peer", "nobody"], r"--peer: got 'nobody'; expected \(a part of\) one of 'MultiDiffusion loop', 'TileMerger'"),
+        (["--peer", "nobody"], r"--peer: got 'nobody'; expected \(a part of\) one of 'MultiDiffusion loop'"),
         (["--backend", "nothing"], "--backend: got 'nothing'; expected one of .*'torch'"),
         (["--no-peers", "--peer", "fold"], "--no-peers: got --peer too"),
         (["--threads", "0"], "got 0; expected a whole number of at least 1"),
