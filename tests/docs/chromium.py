@@ -54,7 +54,7 @@ class Visit:
 class Chromium:
     """A browser with one page, for the time of a `with`."""
 
-    def __init__(self, program: str, seconds: float = 20.0) -> None:
+    def __init__(self, program: str, seconds: float = 60.0) -> None:
         self.seconds = seconds
         self._folder = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         theirs_in, ours_out = _pipe()

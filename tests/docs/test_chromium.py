@@ -95,7 +95,7 @@ def test_search_finds_a_page(site: str, browser: Chromium) -> None:
             const hits = document.querySelectorAll('.md-search-result__link');
             if (hits.length) { clearInterval(timer); resolve([...hits].map(a => a.href)) }
         }, 50);
-        setTimeout(() => { clearInterval(timer); resolve([]) }, 8000);
+        setTimeout(() => { clearInterval(timer); resolve([]) }, 30000);
     })""")
     assert any("diffusers.html" in address for address in found)
 
