@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: setup build wheel demo test test-slow test-triton test-arm test-sanitize fuzz lint format bench bench-record bench-more docs clean
@@ -20,6 +21,12 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PIP) install -q "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	$(PIP) install -q -c constraints.txt -e ".[diffusers,cli,bench,docs,dev]"
 	touch $(STAMP)
+
+# The extra bench-peers. pytorch-toolbelt asks for a torchvision, which it needs for other things than tiles.
+$(PEERS): $(STAMP)
+	$(PIP) install -q -c constraints.txt monai opencv-python-headless
+	$(PIP) install -q -c constraints.txt --no-deps pytorch-toolbelt
+	touch $(PEERS)
 
 # The native library in place; only what changed is compiled. Without a compiler the package stays pure Python.
 build: $(STAMP)
@@ -76,11 +83,11 @@ format: $(STAMP)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 # The quick cases beside their peers: a table here, JSON, Markdown and a page under build/bench.
-bench: build
+bench: build $(PEERS)
 	$(BIN)/tiledattn bench --quick --fresh --device cpu --out build/bench
 
 # Every case that a CPU has, on an idle machine; kept under bench/results and shown in docs/benchmarks.md.
-bench-record: build
+bench-record: build $(PEERS)
 	$(BIN)/tiledattn bench --device cpu --out build/bench-record
 	$(BIN)/python -m bench.record build/bench-record/benchmark.json
 
