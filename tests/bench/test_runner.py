@@ -1,6 +1,7 @@
 """A case is run: what is wrong has no time."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,3 +187,20 @@ def test_out_of_the_caches(monkeypatch):
     case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1)
     runner.run(case, "float32", CPU, 0.0, cold=True)
     assert made == [1]
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(0.0, {}), (0.3, {"torch": 0.3})])
+def test_slow_ways_are_not_tried_again(monkeypatch, seconds, known):
+    seen = {}
+    measure = runner.measure
+
+    def noting(*arguments, estimates):
+        seen.update(estimates)
+        return measure(*arguments)
+
+    clock = iter([0.0, seconds] * 9)
+    monkeypatch.setattr(runner, "measure", noting)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1)
+    runner.run(case, "float32", CPU, 0.0, lambda way: way.name == "torch")
+    assert seen == known

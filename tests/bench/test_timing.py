@@ -53,6 +53,12 @@ def test_fast_ways_go_on_when_slow_ones_have_used_their_share():
     assert found["fast"].samples == 20  # half of the budget
 
 
+def test_what_is_known_is_not_tried():
+    clock = FakeClock()
+    measure(clock, taking(a=1.0, b=0.5), 0.0, estimates={"a": 2.0})
+    assert clock.order == [0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5]
+
+
 def test_all_ways_make_the_same_number_of_calls():
     clock = FakeClock()
     measure(clock, taking(fast=1e-4, slow=4e-3), 1.0)

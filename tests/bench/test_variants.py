@@ -113,7 +113,7 @@ def test_the_kernel_of_sm90_as_a_way(hopper, monkeypatch, halo, outcome):
     case = attention_cases.AttentionCase("attention", "tiny", {}, BOXES, halo, 1, 16, 1)
     monkeypatch.setattr(attention_cases, "our_backends", lambda device: ["torch", "cuda"])
     monkeypatch.setattr(attention_cases.AttentionCase, "ways", lambda self, device, dtype: self.ours(device))
-    monkeypatch.setattr(runner, "measure", lambda clock, calls, seconds: runner_times(calls))
+    monkeypatch.setattr(runner, "measure", lambda clock, calls, seconds, estimates: runner_times(calls))
     rows = {row["way"]: row for row in runner.run(case, "float16", CPU, 0.0)["rows"]}
     assert list(rows) == ["torch", "cuda", variants.SM90]
     assert outcome in rows[variants.SM90], rows

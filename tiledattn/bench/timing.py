@@ -134,13 +134,16 @@ def measure(
     budget: float,
     least_rounds: int = 3,
     now: Callable[[], float] = time.perf_counter,
+    estimates: Mapping[str, float] | None = None,
 ) -> dict[str, Times]:
     """Times of the calls by name, each a list with one call per set of inputs, in about `budget` seconds.
 
     Every round takes one sample of each, beginning with another one than the round before. When no further round fits
-    the budget, ways that have not used their equal share of it go on without the slow ones.
+    the budget, ways that have not used their equal share of it go on without the slow ones. `estimates` are about the
+    seconds of a call, where they are known; the others' calls are tried.
     """
-    once = {name: _estimate(clock, of_sets) for name, of_sets in calls.items()}
+    known = estimates or {}
+    once = {name: known.get(name) or _estimate(clock, of_sets) for name, of_sets in calls.items()}
     count = _calls_per_sample(clock, once, budget / least_rounds)
     of_way = {name: list(itertools.islice(itertools.cycle(c), max(count, len(c)))) for name, c in calls.items()}
     cost = {name: once[name] * len(of_way[name]) for name in calls}
