@@ -1,0 +1,98 @@
+"""Whole denoiser steps: what is timed, and that a wrong one is not."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from tiledattn.bench import denoisers, runner, step_cases
+from tiledattn.bench.step_cases import OURS, STEP, StepCase
+
+pytest.importorskip("diffusers")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    step_cases._held.clear()
+    yield
+    torch.set_num_threads(before)
+
+
+def rows_of(denoiser, grid=(2, 1)):
+    case = StepCase(STEP, "small", {"cpu": ("float32",)}, denoiser=denoiser, grid=grid)
+    return {row["way"]: row for row in runner.run(case, "float32", CPU, 0.0)["rows"]}
+
+
+@pytest.mark.parametrize("denoiser", [denoisers.UNET, denoisers.DIT], ids=lambda d: d.name)
+def test_every_way_of_a_shipped_denoiser_has_a_time(denoiser):
+    rows = rows_of(denoiser)
+    assert len(rows) == 5
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert 0 < rows[OURS]["error"] <= rows[OURS]["allowed"] < 1e-5
+
+
+def test_a_denoiser_that_breaks_its_law_has_no_time():
+    broken = dataclasses.replace(denoisers.UNET, law={"halo": "all", "conv_halo": False})
+    rows = rows_of(broken)
+    assert "errs by" in rows[OURS]["failed"]
+    assert "seconds" in rows[step_cases.UNTILED]
+
+
+def test_a_prediction_that_is_not_finite_has_no_time():
+    def step(model, canvas):
+        return denoisers.UNET.step(model, canvas).masked_fill(canvas == canvas.max(), float("nan"))
+
+    assert all(
+        "errs by inf" in row["failed"] for row in rows_of(dataclasses.replace(denoisers.UNET, step=step)).values()
+    )
+
+
+def test_without_diffusers_the_reason_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tiledattn.diffusers", None)
+    (row,) = rows_of(denoisers.UNET).values()
+    assert "pip install 'tiledattn[diffusers]'" in row["skipped"]
+
+
+def test_copies_share_weights_and_are_tiled_alone():
+    model = denoisers.UNET.build(CPU, torch.float32)
+    copied = step_cases.tiled_copy(denoisers.UNET, model, {})
+    assert copied is not model
+    assert all(a is b for a, b in zip(model.parameters(), copied.parameters(), strict=True))
+    canvas = torch.randn(1, 4, 16, 32)
+    assert not torch.equal(denoisers.UNET.step(model, canvas), denoisers.UNET.step(copied, canvas))
+
+
+TINY_SDXL = {
+    **denoisers.SDXL,
+    "block_out_channels": (8, 8, 16),
+    "attention_head_dim": (1, 1, 2),
+    "norm_num_groups": 4,
+    "transformer_layers_per_block": (1, 1, 1),
+}
+TINY_FLUX = {"guidance_embeds": True, "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "kind", "config", "tile"),
+    [
+        (denoisers.SDXL_UNET, "UNet2DConditionModel", TINY_SDXL, (16, 16)),
+        (denoisers.FLUX_DIT, "FluxTransformer2DModel", TINY_FLUX, (4, 4)),
+    ],
+    ids=["SDXL", "Flux"],
+)
+def test_the_large_ones_are_called_rightly(denoiser, kind, config, tile):
+    """Small models of the same kind take the same calls."""
+    small = dataclasses.replace(denoiser, make=denoisers.random_model(kind, config), tile=tile)
+    rows = rows_of(small)
+    assert all("seconds" in row for row in rows.values()), rows
+
+
+def test_large_ones_are_left_to_gpus():
+    large = [case for case in step_cases.CASES if case.denoiser in (denoisers.SDXL_UNET, denoisers.FLUX_DIT)]
+    assert len(large) == 4
+    assert all("cpu" not in case.dtypes for case in large)

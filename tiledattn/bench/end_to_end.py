@@ -1,0 +1,232 @@
+"""Whole pictures of the shipped UNet: `enable_tiling` against diffusers' `StableDiffusionPanoramaPipeline`.
+
+Both paint 4 x 4 native tiles (256 x 256 pixels) from the same noise with the same UNet, VAE, scheduler, steps, prompt
+and guidance. The Panorama pipeline (MultiDiffusion, Bar-Tal et al., 2023) takes views of 64 latents every 8, that is
+7/8 overlap, and both numbers are fixed in its `get_views`. This model's native size is 16 latents, so that method alone
+is overridden here: views of 16 latents, with the same fraction or another. Its `view_batch_size` is the fastest of
+several, found before anything is timed.
+
+The gate: ours must be finite and its denoiser pass law 4 (`step_cases`), once per case; Panorama's must be finite.
+
+`python -m tiledattn.bench.end_to_end` also measures the seams: `end_to_end_study`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tiledattn as ta
+from tiledattn import models
+
+from .denoisers import UNET, sharing_copy
+from .step_cases import law_verdict, needs_diffusers
+from .ways import Call, Case, Inputs, Judge, NotOfferedError, Verdict, Way, random
+
+LATENTS = 16  # of a side of a native tile
+PIXELS = 4  # per latent
+GRID = (4, 4)
+GUIDANCE, PROMPT = 1.5, "a photo of a brick wall"
+DEFAULT_OVERLAP = 14  # of 16: the 7/8 of views of 64 latents every 8
+VIEW_BATCHES = (4, 8, 16, 32)
+
+Paint = Callable[[Tensor], Tensor]  # noise [1, 4, h, w] -> picture [1, 3, H, W] in [0, 1]
+
+
+@dataclass(frozen=True)
+class EndToEnd(Case):
+    """A picture from noise to pixels.
+
+    Attributes:
+        steps: of denoising.
+        ours: overlaps of ours, in latents.
+        panorama: overlaps of the Panorama pipeline, in latents.
+    """
+
+    steps: int = field(kw_only=True)
+    ours: tuple[int, ...] = field(kw_only=True)
+    panorama: tuple[int, ...] = field(kw_only=True)
+
+    def amount(self, dtype: torch.dtype) -> float:
+        """0: ways differ in the work that they need."""
+        return 0.0
+
+    def inputs(self, device: torch.device, dtype: torch.dtype, seed: int) -> Inputs:
+        """The noise [1, 4, h, w]."""
+        needs_diffusers()
+        return (random((1, 4, *UNET.canvas(GRID)), device, dtype, seed),)
+
+    def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
+        """Ours coupled as by default, Panorama with its best `view_batch_size`."""
+
+        def call(make: Callable[[int], Paint], overlap: int, inputs: Inputs) -> Call:
+            paint = make(overlap)
+            return lambda: paint(inputs[0])
+
+        ours, peer = partial(our_painter, self.steps, device, dtype), partial(panorama, self.steps, device, dtype)
+        return [
+            *(Way(f"coupled, {share(o)}", "ours", partial(call, ours, o)) for o in self.ours),
+            *(Way(f"Panorama pipeline, {share(o)}", "peer", partial(call, peer, o)) for o in self.panorama),
+        ]
+
+    def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
+        """Ours by law 4 of its denoiser; all must be finite."""
+        law: list[Verdict] = []
+        shape = (1, 3, *(n * PIXELS for n in inputs[0].shape[2:]))
+
+        def verdict(found: Tensor, way: Way) -> Verdict:
+            sound = tuple(found.shape) == shape and bool(found.isfinite().all())
+            if not sound or way.kind != "ours":
+                return Verdict(0.0 if sound else math.inf, 0.0)
+            if not law:
+                law.append(law_verdict(UNET, inputs[0].device, inputs[0].dtype, yardstick))
+            return law[0]
+
+        return verdict
+
+
+def share(overlap: int) -> str:
+    """An overlap in latents as tables name it."""
+    return f"{100 * overlap / LATENTS:g}% overlap" if overlap else "no overlap"
+
+
+@cache
+def _parts(device: torch.device, dtype: torch.dtype) -> Any:
+    """The shipped pipeline, which lends its parts and paints nothing itself."""
+    needs_diffusers()
+    from diffusers import StableDiffusionPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = StableDiffusionPipeline.from_pretrained(models.textures_unet(), dtype=dtype, local_files_only=True)
+    return pipe.to(device)
+
+
+def _own_parts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Components with a UNet, of shared weights, and a scheduler of one's own."""
+    parts = _parts(device, dtype).components
+    return {**parts, "unet": sharing_copy(parts["unet"]), "scheduler": copy.deepcopy(parts["scheduler"])}
+
+
+def our_painter(
+    steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    overlap: int = 0,
+    prompt: str = PROMPT,
+    **options: Any,
+) -> Paint:
+    """Paints with `enable_tiling` in native tiles, coupled as by default.
+
+    Args:
+        overlap: in latents.
+        options: further arguments of `enable_tiling`.
+    """
+    needs_diffusers()
+    from diffusers import StableDiffusionPipeline
+
+    import tiledattn.diffusers as td
+
+    pipe = StableDiffusionPipeline(**_own_parts(device, dtype), requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    td.enable_tiling(pipe, tile=LATENTS * PIXELS, overlap=overlap * PIXELS, **options)
+    return partial(_paint, pipe, steps, prompt, {})
+
+
+def panorama(
+    steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    overlap: int,
+    prompt: str = PROMPT,
+    view_batch: int | None = None,
+) -> Paint:
+    """Paints with diffusers' Panorama pipeline, its views of this model's native size.
+
+    Args:
+        overlap: of views, in latents.
+        view_batch: its `view_batch_size`; None: the fastest of `VIEW_BATCHES`.
+    """
+    pipe = _panorama_class()(**_own_parts(device, dtype), requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.view_overlap = overlap
+    if view_batch is None:
+        noise = random((1, 4, *UNET.canvas(GRID)), device, dtype, 0)
+        view_batch = fastest_view_batch(lambda size: _paint(pipe, 1, prompt, {"view_batch_size": size}, noise))
+    return partial(_paint, pipe, steps, prompt, {"view_batch_size": view_batch})
+
+
+@cache
+def _panorama_class() -> Any:
+    needs_diffusers()
+    try:
+        from diffusers import StableDiffusionPanoramaPipeline
+    except ImportError as missing:  # it is deprecated
+        raise NotOfferedError(f"this diffusers has no StableDiffusionPanoramaPipeline: {missing}") from None
+
+    class NativePanorama(StableDiffusionPanoramaPipeline):  # type: ignore[misc]
+        """The Panorama pipeline with views of 16 latents that share `view_overlap` of them."""
+
+        view_overlap = DEFAULT_OVERLAP
+
+        def get_views(self, panorama_height: int, panorama_width: int, *_: Any, **__: Any) -> list[tuple[int, ...]]:
+            """(top, bottom, left, right) of every view, in latents."""
+            size = (panorama_height // self.vae_scale_factor, panorama_width // self.vae_scale_factor)
+            layout = ta.TileLayout(size, LATENTS, self.view_overlap)
+            return [(y, y + LATENTS, x, x + LATENTS) for y, x in layout.origins]
+
+    return NativePanorama
+
+
+def fastest_view_batch(paint: Callable[[int], Any], sizes: tuple[int, ...] = VIEW_BATCHES, rounds: int = 2) -> int:
+    """Which number of views at once paints fastest: the least of several times of one step each."""
+    times = dict.fromkeys(sizes, math.inf)
+    for _ in range(rounds):
+        for size in sizes:
+            began = time.perf_counter()
+            paint(size)
+            times[size] = min(times[size], time.perf_counter() - began)
+    return min(times, key=lambda size: times[size])
+
+
+@torch.no_grad()
+def _paint(pipe: Any, steps: int, prompt: str, more: dict[str, Any], noise: Tensor) -> Tensor:
+    height, width = (n * PIXELS for n in noise.shape[2:])
+    picture: Tensor = pipe(
+        prompt,
+        height=height,
+        width=width,
+        latents=noise,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        output_type="pt",
+        **more,
+    ).images
+    return picture
+
+
+_DTYPES = {"cpu": ("float32",), "cuda": ("float32",)}
+_PICTURE = "picture of the shipped UNet"
+
+CASES: list[Case] = [
+    EndToEnd(_PICTURE, "256x256 px, 4 steps", _DTYPES, steps=4, ours=(0, 4, 8), panorama=(0, 4, 8, 12)),
+    EndToEnd(
+        _PICTURE, "256x256 px, 2 steps, Panorama's default", _DTYPES, steps=2, ours=(0,), panorama=(DEFAULT_OVERLAP,)
+    ),
+]
+
+
+if __name__ == "__main__":
+    from .end_to_end_study import main
+
+    sys.exit(main())
