@@ -20,6 +20,18 @@ BLENDING = {"TileMerger": peers_optional.toolbelt_blending, "MONAI": peers_optio
 PACKAGES = {"TileMerger": ("pytorch_toolbelt", "cv2"), "MONAI": ("monai",)}
 
 
+def forget():
+    peers_optional._tile_merger.cache_clear()
+    peers_optional._sliding_window_inference.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def looked_up_anew():
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BLENDING)
 def test_blending_of_packages(name, dtype):
@@ -49,7 +61,6 @@ def test_what_packages_do_not_blend(name, tiles):
 
 def test_a_missing_package_is_a_line_that_says_what_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    peers_optional._tile_merger.cache_clear()
     tiles = torch.zeros(12, 1, 1, 12, 12)
     for call, package in (
         (lambda: BLENDING["TileMerger"](tiles, LAYOUT), "pytorch_toolbelt"),
@@ -59,7 +70,6 @@ def test_a_missing_package_is_a_line_that_says_what_installs_it(monkeypatch):
     ):
         with pytest.raises(ways.NotOfferedError, match=f"{package} is not installed: pip install"):
             call()
-    peers_optional._tile_merger.cache_clear()
 
 
 def test_a_package_that_does_not_import_is_a_line(monkeypatch, tmp_path):
@@ -70,7 +80,6 @@ def test_a_package_that_does_not_import_is_a_line(monkeypatch, tmp_path):
     (tmp_path / "pytorch_toolbelt/inference/tiles.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "pytorch_toolbelt", raising=False)
-    peers_optional._tile_merger.cache_clear()
     with pytest.raises(ways.NotOfferedError, match=r"natten can't be imported \(No module named 'no_such_module'\)"):
         peers_optional.natten(ta.TileLayout(8, 4), (1,), GPU)
     with pytest.raises(ways.NotOfferedError, match=r"pytorch_toolbelt can't be imported \(No module"):

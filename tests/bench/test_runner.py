@@ -112,7 +112,7 @@ def test_tile_cases(operation, dtype):
     layout = ta.TileLayout((36, 24), 12) if operation == "padding" else ta.TileLayout((28, 36), 12, 4)
     case = tile_cases.TileCase(operation, "tiny", {}, layout, 3, 1)
     entry = runner.run(case, dtype, CPU, 0.0)
-    assert all("seconds" in row for row in entry["rows"])
+    assert all("seconds" in row or "not installed" in row["skipped"] for row in entry["rows"])
     judge = case.judge(case.inputs(CPU, ways.DTYPES[dtype], 0))
     right = case.ways(CPU, ways.DTYPES[dtype])[0].prepare(case.inputs(CPU, ways.DTYPES[dtype], 0))()
     assert judge(right, None).passed

@@ -137,7 +137,7 @@ def monai_blending(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
     Raises:
         NotOfferedError: MONAI is missing, or its windows would lie elsewhere.
     """
-    inference: Any = package("monai", "monai.inferers").sliding_window_inference
+    inference = _sliding_window_inference()
     overlap = [o / w for o, w in zip(layout.overlap, layout.tile, strict=True)]
     steps = tuple(int(w * (1 - o)) for w, o in zip(layout.tile, overlap, strict=True))
     if steps != layout.step or tiles.shape[1] != 1 or any(layout.wrap):
@@ -151,6 +151,12 @@ def monai_blending(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
 
     canvas = tiles.new_empty(1, 1, *layout.size)
     return cast(Tensor, inference(canvas, layout.tile, MONAI_TILES, ready, overlap=overlap, mode="constant"))
+
+
+@lru_cache(maxsize=1)
+def _sliding_window_inference() -> Any:
+    """Looked up once and not at every call, which is timed."""
+    return package("monai", "monai.inferers").sliding_window_inference
 
 
 def toolbelt_blending(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
