@@ -11,8 +11,8 @@ from benchmark_run import RUN
 
 import tiledattn as ta
 from tiledattn.backends import pytorch
-from tiledattn.bench import app, attention_cases, limits, registry, report, runner, suite, tile_cases
-from tiledattn.bench.ways import NotOfferedError
+from tiledattn.bench import app, attention_cases, limits, plan, registry, report, runner, suite, tile_cases
+from tiledattn.bench.ways import NotOfferedError, Way
 
 SPEED = re.compile(r"\d (s|ms|µs)\b|\d GB/s")
 LAYOUT = ta.TileLayout((28, 36), 12, 4)
@@ -234,6 +234,16 @@ def test_a_backend_that_can_not_run_says_why(capsys, monkeypatch):
     monkeypatch.setattr(ta, "backends", lambda: {"torch": None, "triton": "no GPU"})
     assert app.main(["--device", "cpu", "--backend", "Triton"]) == 2
     assert "got 'Triton', which can't run here: no GPU; expected one of 'torch'" in capsys.readouterr().err
+
+
+def test_backends_leave_ways_of_other_names_alone():
+    pairs = [(cases()[0], "float32")]
+    chosen = plan.wanted(pairs, torch.device("cpu"), backends=["torch"], peers=["fold"])
+    names = ("torch", "cpu", "torch, compiled", "coupled, no overlap")
+    assert [name for name in names if chosen(Way(name, "ours", None))] == [names[0], *names[2:]]
+    assert chosen(Way("F.fold", "peer", None))
+    assert not chosen(Way("MONAI", "peer", None))
+    assert chosen(Way("a copy", "limit", None))
 
 
 def test_cuda_without_a_device(capsys, monkeypatch):

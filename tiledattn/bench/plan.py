@@ -25,7 +25,8 @@ def wanted(
 ) -> Wanted:
     """Which ways are run: of ours those of the backends, of the others those whose names match (empty: all); limits.
 
-    A backend's name also stands for its variants: "cuda" for "cuda, sm_90a".
+    A backend's name also stands for its variants: "cuda" for "cuda, sm_90a". Ways of ours that are not named after a
+    backend (whole steps and pictures) are always run.
 
     Raises:
         UsageError: a name that is none of the ways of these cases, with those that are, or a backend that can't run.
@@ -34,7 +35,7 @@ def wanted(
         raise UsageError("--no-peers: got --peer too; expected one of them")
     if backends or peers:
         ways = [way for case, dtype in pairs for way in _ways(case, device, dtype)]
-        ours = [way.name for way in ways if way.kind == "ours"]
+        ours = [way.name for way in ways if way.kind == "ours" and _names_backend(way)]
         for name in backends:
             if not any(_of_backend(way, name) for way in ours):
                 raise UsageError(f"--backend: got {name!r}{_why_not(name)}; expected one of {_listed(ours)}")
@@ -47,7 +48,7 @@ def wanted(
         if way.kind == "limit":
             return True
         if way.kind == "ours":
-            return not backends or any(_of_backend(way.name, name) for name in backends)
+            return not (backends and _names_backend(way)) or any(_of_backend(way.name, name) for name in backends)
         return not no_peers and (not peers or registry.matches(way.name, peers))
 
     return chosen
@@ -99,6 +100,10 @@ def _ways(case: Case, device: torch.device, dtype: str) -> list[Way]:
         return case.ways(device, DTYPES[dtype])
     except NotOfferedError:
         return []
+
+
+def _names_backend(way: Way) -> bool:
+    return any(_of_backend(way.name, name) for name in ta.backends())
 
 
 def _of_backend(way: str, name: str) -> bool:
