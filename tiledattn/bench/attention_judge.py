@@ -43,11 +43,11 @@ class AttentionJudge:
         prefix: int = 0,
     ) -> None:
         self._layout, self._halo, self._prefix, self._inputs = layout, halo, prefix, inputs
-        self._yardstick = yardstick or inputs[0].dtype
+        self._plainly = tuple(x.to(yardstick or x.dtype) for x in inputs)
         device, tokens = inputs[0].device, prefix + layout.tile_positions
         some = torch.randperm(tokens, generator=torch.Generator().manual_seed(1))[: JUDGED_ROWS[device.type]]
         self._rows = torch.tensor(sorted({*some.tolist(), 0, prefix, tokens - 1}), device=device)
-        self._results: dict[tuple[str, bool], Tensor] = {}
+        self._results: dict[str, tuple[Tensor, Tensor]] = {}
 
     def rows(self, meaning: str) -> Tensor:
         """The places in the sequence that are looked at."""
@@ -55,11 +55,9 @@ class AttentionJudge:
 
     def result(self, meaning: str, exact: bool) -> Tensor:
         """The right rows [T, B, H, R, D]: in float64, or as plain PyTorch has them in the inputs' precision."""
-        if (meaning, exact) not in self._results:
-            inputs = self._inputs if exact else tuple(x.to(self._yardstick) for x in self._inputs)
-            find = self._of_canvas if meaning == "canvas" else self._of_tiles
-            self._results[meaning, exact] = find(meaning, inputs, exact)
-        return self._results[meaning, exact]
+        if meaning not in self._results:
+            self._results[meaning] = self._of_canvas() if meaning == "canvas" else self._of_tiles(meaning)
+        return self._results[meaning][exact]
 
     def verdict(self, found: Tensor, way: Way) -> Verdict:
         """Of the sampled rows; a NaN or infinity anywhere fails."""
@@ -71,16 +69,23 @@ class AttentionJudge:
         rows = found[:, :, self.rows(meaning)].transpose(2, 3)
         return budget(rows, self.result(meaning, False), self.result(meaning, True))
 
-    def _of_tiles(self, meaning: str, inputs: Inputs, exact: bool) -> Tensor:
+    def _of_tiles(self, meaning: str) -> tuple[Tensor, Tensor]:
+        """Plain and exact."""
         own = int((self._rows < self._prefix).sum())
-        found = []
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for tile in range(self._layout.num_tiles):
-            sequence = [(tile, n) for n in range(inputs[0].shape[2])]
+            sequence = [(tile, n) for n in range(self._inputs[0].shape[2])]
             seen = sequence if meaning == "tile" else self._seen(meaning, tile, sequence)
-            parts = [(self._rows[own:], seen), *([(self._rows[:own], sequence)] if own else [])]
-            rows = [_attend(inputs[0][tile][:, at], *self._of(inputs, keys), exact) for at, keys in parts]
-            found.append(torch.cat(rows[::-1], 2))
-        return torch.stack(found)
+            parts = [(self._rows[:own], self._at(sequence))] if own else []
+            parts.append((self._rows[own:], self._at(seen)))
+            for exact, inputs in enumerate((self._plainly, self._inputs)):
+                q, k, v = inputs[0][tile], inputs[1], inputs[2]
+                rows = [_attend(q[:, at], _listed(k, keys), _listed(v, keys), exact == 1) for at, keys in parts]
+                found[exact].append(torch.cat(rows, 2))
+        return torch.stack(found[0]), torch.stack(found[1])
+
+    def _at(self, keys: list[tuple[int, int]]) -> Tensor:
+        return torch.tensor(keys, dtype=torch.long, device=self._rows.device)
 
     def _seen(self, meaning: str, tile: int, sequence: list[tuple[int, int]]) -> list[tuple[int, int]]:
         if meaning == "halo":
@@ -94,20 +99,23 @@ class AttentionJudge:
             seen.append((_row_major(index, self._layout.grid), _row_major(place, self._layout.tile)))
         return seen
 
-    def _of(self, inputs: Inputs, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, M, H, D] of (tile, token) pairs."""
-        at = torch.tensor(keys, dtype=torch.long, device=inputs[0].device)
-        first, second = (x[at[:, 0], :, at[:, 1]].transpose(0, 1) for x in inputs[1:3])
-        return first, second
+    def _of_canvas(self) -> tuple[Tensor, Tensor]:
+        """Plain and exact."""
+        exactly = tuple(x.double() for x in self._inputs)
+        return self._canvas_rows(self._plainly, False), self._canvas_rows(exactly, True)
 
-    def _of_canvas(self, meaning: str, inputs: Inputs, exact: bool) -> Tensor:
+    def _canvas_rows(self, inputs: Inputs, exact: bool) -> Tensor:
         axes = len(self._layout.size)
-        canvases = [peers.merged(x.double() if exact else x, self._layout) for x in inputs[:3]]
-        queries = peers.cut(canvases[0], self._layout)[:, :, self.rows(meaning)]
+        q, k, v = (peers.merged(x, self._layout) for x in inputs)
+        queries = peers.cut(q, self._layout)[:, :, self.rows("canvas")]
         tiles, batch, rows, heads, dim = queries.shape
-        together = queries.transpose(0, 1).flatten(1, 2)
-        out = _attend(together, canvases[1].flatten(1, axes), canvases[2].flatten(1, axes), exact)
+        out = _attend(queries.transpose(0, 1).flatten(1, 2), k.flatten(1, axes), v.flatten(1, axes), exact)
         return out.view(batch, heads, tiles, rows, dim).permute(2, 0, 1, 3, 4)
+
+
+def _listed(x: Tensor, keys: Tensor) -> Tensor:
+    """[B, M, H, D] of (tile, token) pairs [M, 2]."""
+    return x[keys[:, 0], :, keys[:, 1]].transpose(0, 1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, exact: bool) -> Tensor:
