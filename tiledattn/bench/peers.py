@@ -5,6 +5,7 @@ Tensors are [T, B, S, H, D] with S = prefix + N. A *flat token* is t * S + s: to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -194,9 +195,7 @@ def whole_canvas(layout: ta.TileLayout, most: int, prefix: int = 0) -> Attend:
         NotOfferedError: tokens that lie on no canvas (MAD is for UNets), more than `most` positions, or a tile that
             continues across a wrap.
     """
-    positions = 1
-    for length in layout.size:
-        positions *= length
+    positions = math.prod(layout.size)
     if prefix:
         raise NotOfferedError("MAD merges canvas tokens only; it has no place for a prefix")
     if positions > most:
