@@ -64,7 +64,7 @@ def test_what_is_no_run_is_refused(change, message):
 def test_the_tables():
     lines = report.tables(RUN).splitlines()
     assert lines[0] == 'a processor; torch 2.13; 2 threads; protocol "warm"; commit abc, 2026-01-02.'
-    assert lines[2:5] == ["```", "tiledattn bench --quick", "```"]
+    assert lines[2:5] == ["```bash", "tiledattn bench --quick", "```"]
     assert lines[6] == "| limit | dtype | rate | measured with |"
     assert lines[8] == "| matrix product | float32 | 2 TFLOP/s ± 1% | 2048^3 |"
     assert lines[11] == (

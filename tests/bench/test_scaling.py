@@ -186,12 +186,14 @@ def test_the_command_fills_a_run_and_replaces_what_it_measured_before(tmp_path, 
     assert first["cases"] == []
     assert first["command"] == f"tiledattn bench scaling {' '.join(command)}"
     assert first["environment"] == about
+    assert report.tables(first).count("tiledattn bench scaling") == 1
     path.write_text(json.dumps({**RUN, "environment": about}))
     assert scaling.main(command) == 0
     assert scaling.main(command) == 0
     merged = report.validate(json.loads(path.read_text()))
     assert merged["cases"] == RUN["cases"]
     assert [entry["operation"] for entry in merged["scaling"]] == ["attention", "adding"]
+    assert f"{RUN['command']}\n{first['command']}\n" in report.tables(merged)
 
 
 @pytest.mark.parametrize(

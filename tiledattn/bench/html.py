@@ -8,8 +8,20 @@ from pathlib import Path
 from ..files import whole_file
 from . import plots
 from .report import validate
-from .tables import Cell, Data, Table, about, limits_table, operation_tables, operations, scaling_table, ways_table
+from .tables import (
+    Cell,
+    Data,
+    Table,
+    about,
+    commands,
+    limits_table,
+    operation_tables,
+    operations,
+    scaling_table,
+    ways_table,
+)
 
+NEWLINE = "\n"
 NO_PLOTS = "Tables only: the plots need matplotlib (pip install 'tiledattn[cli]')."
 
 
@@ -91,7 +103,8 @@ def _top(data: Data, drawn: bool) -> str:
     if isinstance(native, dict):
         facts += [(name, str(native[name])) for name in ("compiler", "instruction_set") if native.get(name)]
     listed = "".join(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(text)}</dd>" for name, text in facts)
-    command = f"<pre>{escape(data['command'])}</pre>" if data["command"] else ""
+    typed = commands(data)
+    command = f"<pre>{escape(NEWLINE.join(typed))}</pre>" if typed else ""
     limits = limits_table(data)
     reading = (
         "Every result was compared with float64 before any time was taken; what failed has no figure. Times are "

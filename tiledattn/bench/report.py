@@ -8,7 +8,8 @@ Format 2. A run has
   ("TFLOP/s" or "GB/s"), `spread`, `samples` and `what` was measured,
 - `cases`: each with the useful work of one call (`amount`, floating-point operations or bytes), the bytes that must
   move at least (`least_bytes`, 0 where unknown), and a row for every way to do it,
-- `scaling`: times and memory against the size of the work, with fitted exponents (`tiledattn.bench.scaling`).
+- `scaling`: times and memory against the size of the work, with fitted exponents (`tiledattn.bench.scaling`), and the
+  `command` that made them.
 
 A row has a time (`seconds` of one call, the median; `spread`, the interquartile range over it; `samples`), with
 `extra_bytes`, the peak memory beyond inputs and outputs or null, and with the `error` that was found and the one
@@ -21,7 +22,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .tables import Cell, Data, Table, about, all_tables
+from .tables import Cell, Data, Table, about, all_tables, commands
 
 FORMAT = 2
 KINDS = ("ours", "peer", "bound", "limit")
@@ -141,8 +142,8 @@ def _fields(place: str, value: Any, expected: Mapping[str, type]) -> None:
 def tables(data: Data) -> str:
     """The run as Markdown: device and versions, the command, the machine's limits, a table per operation, scaling."""
     lines = ["; ".join(text for _, text in about(data)) + ".", ""]
-    if data["command"]:
-        lines += ["```", data["command"], "```", ""]
+    if commands(data):
+        lines += ["```bash", *commands(data), "```", ""]
     for table in all_tables(data):
         lines += [*lines_of(table), ""]
     return "\n".join(lines).rstrip() + "\n"

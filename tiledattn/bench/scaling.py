@@ -7,7 +7,7 @@ does not count. The time of a size is the median over the rounds.
 
 The exponent of a sweep is the slope of log time over log size (`tiledattn.bench.fitting` tells how its interval is
 found), fitted from the size on that the sweep names. Memory is inputs, outputs and what the call takes at its peak
-beyond them (`tiledattn.bench.memory`).
+beyond them (`tiledattn.bench.memory`), the largest of three calls.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import fnmatch
 import gc
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ROUNDS, QUICK_ROUNDS = 11, 5
 SAMPLE_SECONDS = 5e-3
 MOST_CALLS = 200
+MEMORY_CALLS = 3
 
 EXAMPLES = """examples:
   tiledattn bench scaling --quick
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     from . import environment
     from .sweeps import all_sweeps
 
+    command = shlex.join(["tiledattn", "bench", "scaling", *arguments])
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         return _refuse("--device cuda, but torch sees no CUDA device")
@@ -89,12 +92,13 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(sweep.name for sweep in every))
         return 0 if options.list else _refuse(f"--sweep {' '.join(globs)}: no sweep has such a name; they are above")
     try:
-        data = _run_to_fill(options.json, environment.examine(device.type), arguments)
+        data = _run_to_fill(options.json, environment.examine(device.type), command)
     except (OSError, ValueError) as problem:
         return _refuse(str(problem))
+    files = Kept(data, options.json, command)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     try:
-        failed = _measure_all(chosen, rounds, device, data, options.json)
+        failed = _measure_all(chosen, rounds, device, files)
     except KeyboardInterrupt:
         print("\nbench scaling: stopped; the sweeps that were done are kept", file=sys.stderr)
         return 130
@@ -102,15 +106,31 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _measure_all(chosen: Sequence[Sweep], rounds: int, device: torch.device, data: Data, path: Path | None) -> int:
-    """Puts the sweeps' entries into a run, writing it after each; how many had a wrong result."""
+class Kept:
+    """A run, and the file that it is written to after every sweep, if any."""
+
+    def __init__(self, data: Data, path: Path | None, command: str) -> None:
+        self.data, self._path, self._command = data, path, command
+
+    def add(self, entry: Data) -> None:
+        """Puts an entry, and the command that made it, in the place of an earlier one of the same."""
+        names = ("operation", "against", "dtype")
+        others = [old for old in self.data["scaling"] if any(old[name] != entry[name] for name in names)]
+        self.data["scaling"] = [*others, {**entry, "command": self._command}]
+        if self._path is not None:
+            report.validate(self.data)
+            with whole_file(self._path) as temporary:
+                temporary.write_text(json.dumps(self.data, indent=1) + "\n")
+
+
+def _measure_all(chosen: Sequence[Sweep], rounds: int, device: torch.device, kept: Kept) -> int:
+    """Measures and keeps sweep by sweep; how many had a wrong result."""
     failed = 0
     for sweep in chosen:
         began = time.monotonic()
         entry, reason = measured(sweep, rounds, device)
         if entry is not None:
-            data["scaling"] = [*(old for old in data["scaling"] if not _same(old, entry)), entry]
-            _write(data, path)
+            kept.add(entry)
         failed += reason.startswith("wrong")
         print(f"{sweep.name}: {reason or f'{time.monotonic() - began:.1f} s'}", file=sys.stderr, flush=True)
     return failed
@@ -121,17 +141,12 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _same(one: Data, other: Data) -> bool:
-    return all(one[name] == other[name] for name in ("operation", "against", "dtype"))
-
-
-def _run_to_fill(path: Path | None, about: dict[str, Any], arguments: Sequence[str]) -> Data:
+def _run_to_fill(path: Path | None, about: dict[str, Any], command: str) -> Data:
     """The run in a file, if there is one, else an empty one.
 
     Raises:
         ValueError: the file holds no run, or one of another device.
     """
-    command = " ".join(["tiledattn bench scaling", *arguments])
     empty = {
         "format": report.FORMAT,
         "command": command,
@@ -152,13 +167,6 @@ def _run_to_fill(path: Path | None, about: dict[str, Any], arguments: Sequence[s
     return data
 
 
-def _write(data: Data, path: Path | None) -> None:
-    if path is not None:
-        report.validate(data)
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(data, indent=1) + "\n")
-
-
 def measured(sweep: Sweep, rounds: int, device: torch.device) -> tuple[Data | None, str]:
     """The entry of `scaling` in a run's JSON; None, and why, where a result is wrong or a way is not offered."""
     from .memory import extra_bytes, result_bytes
@@ -176,7 +184,8 @@ def measured(sweep: Sweep, rounds: int, device: torch.device) -> tuple[Data | No
     seconds = timed(sweep.loads, ready, rounds, device)
     points: list[Data] = []
     for load, (call, input_bytes, _), samples in zip(sweep.loads, ready, seconds.T, strict=True):
-        extra = None if load.threads else extra_bytes(call, device)
+        found = [] if load.threads else [extra_bytes(call, device) for _ in range(MEMORY_CALLS)]
+        extra = max((size for size in found if size is not None), default=None)
         low, median, high = np.quantile(samples, (0.25, 0.5, 0.75))
         point = {"x": load.x, "seconds": float(median), "spread": float((high - low) / median), "extra_bytes": extra}
         points.append(point | ({} if extra is None else {"memory_bytes": extra + input_bytes + result_bytes(call())}))

@@ -23,12 +23,12 @@ from .tile_cases import TileCase
 from .timing import DEFAULT_CACHE_BYTES, last_level_cache
 from .ways import DTYPES, Call, Case, Verdict, Way
 
-GRIDS = (1, 2, 3, 4, 6, 8, 12, 16)
+GRIDS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 QUICK_GRIDS = (1, 2, 3, 4, 6, 8)
 TILE_GRIDS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 QUICK_TILE_GRIDS = (1, 2, 4, 6, 8, 10)
 STEP_GRIDS = (2, 3, 4, 5, 6, 7, 8)
-QUICK_STEP_GRIDS = (2, 3, 4, 6)
+QUICK_STEP_GRIDS = (2, 3, 4, 5)
 HALOS = (0, 2, 4, 8, 16, 24)
 TILES = (8, 12, 16, 24, 32, 48)
 HEADS, DIM = 4, 64
@@ -117,8 +117,12 @@ def attention_area(device: torch.device, dtype: str, grids: tuple[int, ...], wra
 
     if wrap:
         return Sweep("attention", "canvas area", "tiles", dtype, tuple(loads()), fit_from=4.0)
-    note = "With borders: tiles at the edge of the canvas see less, so that the work itself grows faster than the area."
-    return Sweep("attention, with borders", "canvas area", "tiles", dtype, tuple(loads()), fit_from=9.0, note=note)
+    note = (
+        "With borders: tiles at the edge of the canvas see less, so that the work itself grows faster than the area, "
+        "the more so the smaller the canvas is (last column). Fitted where most tiles lie inside."
+    )
+    fit_from = 36.0 if max(grids) >= 12 else 9.0
+    return Sweep("attention, with borders", "canvas area", "tiles", dtype, tuple(loads()), fit_from=fit_from, note=note)
 
 
 def attention_halo(device: torch.device, dtype: str, halos: tuple[int, ...]) -> Sweep:

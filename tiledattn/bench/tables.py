@@ -51,6 +51,11 @@ def about(data: Data) -> list[tuple[str, str]]:
     return [*found, ("commit", f"commit {environment['commit']}, {environment['date']}")]
 
 
+def commands(data: Data) -> list[str]:
+    """What to type to have the run again: the suite's command, then those that made the scaling."""
+    return _unique(text for text in (data["command"], *(entry.get("command") for entry in data["scaling"])) if text)
+
+
 def all_tables(data: Data) -> list[Table]:
     """Limits, one table for every operation, scaling; those that would be empty are left out."""
     found = [limits_table(data), *operation_tables(data), scaling_table(data)]
