@@ -86,9 +86,10 @@ format: $(STAMP)
 bench: build $(PEERS)
 	$(BIN)/tiledattn bench --quick --fresh --device cpu --out build/bench
 
-# Every case that a CPU has, on an idle machine; kept under bench/results and shown in docs/benchmarks.md.
+# Every case that a CPU has and how times grow, on an idle machine; kept under bench/results and shown in docs/benchmarks.md.
 bench-record: build $(PEERS)
 	$(BIN)/tiledattn bench --device cpu --out build/bench-record
+	$(BIN)/tiledattn bench scaling --device cpu --json build/bench-record/benchmark.json
 	$(BIN)/python -m bench.record build/bench-record/benchmark.json
 
 # What is watched by itself: a small set for comparing two checkouts, and files that the suite has no table for.
