@@ -1,0 +1,144 @@
+"""The trade-off picture: seam contrast against the compute that a way of tiling takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...files import whole_file
+
+COLOURS = {
+    "alone": "#7b8594",
+    "blended": "#e8590c",
+    "attention": "#9c36b5",
+    "single": "#2b8a3e",
+    "ours": "#3b5bdb",
+}
+NAMES = {
+    "alone": "tiles alone",
+    "blended": "blended over an overlap",
+    "attention": "attention over the whole canvas, nothing else",
+    "single": "one coupling alone",
+    "ours": "coupled",
+}
+INK, GREY = "#20262e", "#7b8594"
+
+
+def draw(data: Mapping[str, Any], path: Path) -> None:
+    """Writes the picture, a .png or .svg: a column per model; above by positions computed, below by measured time.
+
+    Raises:
+        ImportError: matplotlib is missing; names the extra.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+    except ImportError as error:
+        raise ImportError(
+            "the picture needs matplotlib, which is not installed: pip install 'tiledattn[cli]'"
+        ) from error
+    models = data["models"]
+    timed = any(row.get("time") for model in models for row in model["rows"])
+    figure = Figure(
+        figsize=(6.4 * len(models), 4.6 * (1 + timed) + 0.6), dpi=110, facecolor="white", layout="constrained"
+    )
+    panels = figure.subplots(1 + timed, len(models), squeeze=False)
+    for column, model in enumerate(models):
+        _panel(panels[0][column], model, lambda row: row["computed"], "positions computed per canvas position")
+        panels[0][column].set_title(f"{model['model']}: {', '.join(model['prompts'])}", color=INK, fontsize=11)
+        if timed:
+            _panel(panels[1][column], model, _ratio, "measured time of a denoising step, tiles alone = 1")
+    kinds = dict.fromkeys(row["kind"] for model in models for row in model["rows"] if row["kind"] in COLOURS)
+    handles = [Line2D([], [], color=COLOURS[kind], marker="o", linestyle="", label=NAMES[kind]) for kind in kinds]
+    handles.append(Line2D([], [], color=GREY, linestyle="--", label="seamless; grey: what the untiled run has there"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    kind = path.suffix.lstrip(".") or "png"
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata={"Software": None} if kind == "png" else None)
+
+
+def _ratio(row: Mapping[str, Any]) -> float | None:
+    return None if row.get("time") is None else float(row["time"]["ratio"])
+
+
+def _panel(axes: Any, model: Mapping[str, Any], place: Any, name: str) -> None:
+    axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
+    untiled = next((row["measures"]["seam_contrast"] for row in model["rows"] if row["kind"] == "untiled"), None)
+    if untiled is not None and untiled["low"] is not None:
+        axes.axhspan(untiled["low"], untiled["high"], color=GREY, alpha=0.15, linewidth=0)
+    points = []
+    for row in model["rows"]:
+        x, found = place(row), row["measures"]["seam_contrast"]
+        if row["kind"] in COLOURS and x is not None and found is not None:
+            points.append((x, row, found))
+    _line(axes, [(x, row, found) for x, row, found in points if row["kind"] == "blended" and row["window"] == "hann"])
+    spread = _beside([x for x, _, _ in points])
+    for (_, row, found), x in zip(points, spread, strict=True):
+        colour = COLOURS[row["kind"]]
+        if found["low"] is not None:
+            axes.plot([x, x], [found["low"], found["high"]], color=colour, linewidth=1.2, alpha=0.6)
+        filled = colour if row["seamless"] else "white"
+        axes.plot([x], [found["value"]], marker="o", markersize=6, color=colour, markerfacecolor=filled)
+        axes.annotate(
+            short_name(row), (x, found["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=INK
+        )
+    axes.set_yscale("log")
+    axes.set_xscale("log")
+    for axis, ticks in (
+        (axes.yaxis, (0.7, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)),
+        (axes.xaxis, (1.0, 1.2, 1.5, 2, 3, 4)),
+    ):
+        axis.set_major_locator(_fixed(ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(_fixed(()))
+    axes.set_xlabel(name, color=INK, fontsize=9)
+    axes.set_ylabel("seam contrast, 95% interval (filled: seamless)", color=INK, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def short_name(row: Mapping[str, Any]) -> str:
+    """A few letters for a point."""
+    if row["kind"] == "alone":
+        return "alone"
+    if row["kind"] == "blended":
+        return f"{row['overlap']} px" + ("" if row["window"] == "hann" else f" {row['window']}")
+    parts = ["rings"] if row["kind"] == "single" and row["rings"] else []
+    if row["kind"] == "single" and row["norm"] != "tile":
+        parts = ["norms"]
+    if not parts:
+        parts = [f"halo {row['halo']}"]
+    if row["overlap"]:
+        parts.append(f"+ overlap {row['overlap']}")
+    if row["schedule"] != "constant":
+        parts.append(row["schedule"])
+    return " ".join(parts)
+
+
+def _line(axes: Any, points: Sequence[tuple[float, Any, Any]]) -> None:
+    """Joins the points of one way of tiling in the order of their overlap."""
+    ordered = sorted(points, key=lambda point: point[1]["overlap"])
+    axes.plot(
+        [x for x, _, _ in ordered],
+        [found["value"] for _, _, found in ordered],
+        color=COLOURS["blended"],
+        linewidth=0.8,
+        alpha=0.5,
+    )
+
+
+def _beside(places: Sequence[float]) -> list[float]:
+    """The places, those that are alike moved a little apart."""
+    moved, seen = [], dict[float, int]()
+    for place in places:
+        key = round(place, 2)
+        moved.append(place * 1.02 ** seen.get(key, 0))
+        seen[key] = seen.get(key, 0) + 1
+    return moved
+
+
+def _fixed(ticks: Sequence[float]) -> Any:
+    from matplotlib.ticker import FixedLocator
+
+    return FixedLocator(list(ticks))

@@ -1,0 +1,172 @@
+"""The JSON of a quality run: what it holds, and checks on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .measures import MEASURES
+from .settings import KINDS
+
+FORMAT = 1
+_MODEL = {
+    "model": str,
+    "canvas": list,
+    "tile": list,
+    "steps": int,
+    "arguments": dict,
+    "seeds": int,
+    "prompts": list,
+    "levels": dict,
+    "notes": list,
+    "rows": list,
+}
+_ROW = {
+    "key": str,
+    "name": str,
+    "kind": str,
+    "overlap": int,
+    "halo": (int, str),
+    "rings": bool,
+    "norm": str,
+    "window": str,
+    "schedule": str,
+    "tiles": int,
+    "computed": (int, float),
+    "measures": dict,
+    "own_level": dict,
+}
+
+
+def validate(data: Any) -> dict[str, Any]:
+    """The data of a quality run, checked.
+
+    Returns:
+        `data`: {"format": 1, "command", "environment", "models": [...]}. A model has what was painted ("model",
+        "canvas" and "tile" (height, width) in pixels, "steps", "arguments" of the pipeline, "seeds" per prompt,
+        "prompts"), "levels" (name to number: what photographs and untiled runs have), "notes" (what could not be
+        measured) and "rows". A row has a `Setting`'s fields, key and name, "tiles", "computed" (positions computed per
+        canvas position), "time" ({"seconds", "ratio", "low", "high", "rounds"} of a denoising step of a picture),
+        "learned" (FID, ... by name), and what `measures.measure` returns.
+
+    Raises:
+        ValueError: what is missing or wrong, and where.
+    """
+    _fields("run", data, {"format": int, "command": str, "environment": dict, "models": list})
+    if data["format"] != FORMAT:
+        raise ValueError(f"run: format: got {data['format']}; expected {FORMAT}")
+    if not isinstance(data["environment"].get("date"), str):
+        raise ValueError("run: environment: has no date")
+    for model in data["models"]:
+        _fields("model", model, _MODEL)
+        if not model["rows"]:
+            raise ValueError(f"{model['model']}: rows: got none")
+        for row in model["rows"]:
+            _row(f"{model['model']}: {row.get('key') if isinstance(row, dict) else row}", row)
+    return dict(data)
+
+
+def _row(where: str, row: Any) -> None:
+    _fields(where, row, _ROW)
+    if row["kind"] not in KINDS:
+        raise ValueError(f"{where}: kind: got {row['kind']!r}; known are {', '.join(KINDS)}")
+    if set(row["measures"]) != set(MEASURES):
+        raise ValueError(f"{where}: measures: got {sorted(row['measures'])}; expected {sorted(MEASURES)}")
+    for name, found in row["measures"].items():
+        if found is not None:
+            _interval(f"{where}: {name}", found)
+    time = row.get("time")
+    if time is not None:
+        _fields(f"{where}: time", time, {"seconds": float, "ratio": float, "rounds": int})
+    if row.get("seamless") not in (None, True, False):
+        raise ValueError(f"{where}: seamless: got {row['seamless']!r}")
+    for step in row.get("disagreement") or []:
+        if not isinstance(step, float) or not math.isfinite(step):
+            raise ValueError(f"{where}: disagreement: got {step!r}")
+
+
+def _interval(where: str, found: Any) -> None:
+    _fields(where, found, {"value": (int, float), "count": int})
+    if not math.isfinite(found["value"]):
+        raise ValueError(f"{where}: value: got {found['value']}")
+    low, high = found.get("low"), found.get("high")
+    if low is not None and high is not None and not low <= found["value"] <= high:
+        raise ValueError(f"{where}: got {found['value']} outside of {low} to {high}")
+
+
+def _fields(where: str, found: Any, kinds: Mapping[str, Any]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: got {type(found).__name__}; expected an object")
+    for name, kind in kinds.items():
+        if name not in found:
+            raise ValueError(f"{where}: {name} is missing")
+        value = found[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{where}: {name}: got {value!r}")
+
+
+def smallest_overlaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each way of tiling, over the overlaps it was tried at, the smallest at which it is seamless.
+
+    Returns:
+        One item per way that differs in more than its overlap: "name", "tried" (overlaps in pixels), "smallest" (None
+        where it is at none of them), "computed" and "time" (ratio, or None) there, and "failing" (larger overlaps at
+        which it is not).
+    """
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] == "untiled":
+            continue
+        # Without overlap there is no window; tiles alone are what blending starts from.
+        kind = "blended" if row["kind"] == "alone" else row["kind"]
+        windows = [row["window"]] if row["overlap"] else sorted({r["window"] for r in rows if r["overlap"]} or {"hann"})
+        for window in windows:
+            own = (kind, row["halo"], row["rings"], row["norm"], row["schedule"], window)
+            groups.setdefault(own, []).append(row)
+    found: dict[str, dict[str, Any]] = {}
+    for own, members in groups.items():
+        members = sorted(members, key=lambda row: int(row["overlap"]))
+        if not any(row["overlap"] for row in members) and own[-1] != "hann":
+            continue
+        good = [row for row in members if row["seamless"]]
+        best = good[0] if good else None
+        name = next((row["name"] for row in members if not row["overlap"] and row["kind"] != "alone"), None)
+        name = name or f"blended ({own[-1]})"
+        if any(row["overlap"] for row in members) and own[0] != "blended" and own[-1] != "hann":
+            name = f"{name} ({own[-1]})"
+        found[name] = {
+            "name": name,
+            "tried": [row["overlap"] for row in members],
+            "smallest": None if best is None else best["overlap"],
+            "computed": None if best is None else best["computed"],
+            "time": None if best is None or best.get("time") is None else best["time"]["ratio"],
+            "failing": []
+            if best is None
+            else [row["overlap"] for row in members if row["overlap"] > best["overlap"] and not row["seamless"]],
+        }
+    return list(found.values())
+
+
+def separated(rows: Sequence[Mapping[str, Any]], name: str, target: float) -> str | None:
+    """The key of the row that is best in a measure, if its interval meets no other row's; else None.
+
+    Args:
+        rows: of one model; the untiled run does not take part.
+        name: the measure.
+        target: 1.0 where ratios are best, 0.0 where distances are.
+    """
+    taking = [row for row in rows if row["kind"] != "untiled" and row["measures"][name] is not None]
+    if len(taking) < 2 or any(row["measures"][name]["low"] is None for row in taking):
+        return None
+
+    def off(row: Mapping[str, Any]) -> float:
+        value = float(row["measures"][name]["value"])
+        return abs(math.log(value / target)) if target else value
+
+    best, *others = sorted(taking, key=off)
+    own = best["measures"][name]
+    apart = all(
+        row["measures"][name]["low"] > own["high"] or row["measures"][name]["high"] < own["low"] for row in others
+    )
+    return str(best["key"]) if apart else None
