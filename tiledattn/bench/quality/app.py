@@ -17,6 +17,7 @@ from .results import FORMAT, validate
 from .settings import Setting, chosen, quick, standard, sweep
 from .tables import tables
 
+FOLDER = Path("tiledattn-quality")
 PROMPT = "a photo of a brick wall"
 EXAMPLES = """examples:
   tiledattn bench quality                            both shipped models, a brick wall, 16 seeds
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=_count, default=5, metavar="N", help="of timing, in which the methods take turns; 0 for none")
     add("--threads", type=_positive, metavar="N", help="CPU threads; default 1 for a small model")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
-    add("--out", type=Path, default=Path("build/quality"), metavar="FOLDER", help="default build/quality")
+    add("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"default {FOLDER}")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--quick", action="store_true", help="four methods, two seeds, two rounds")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep what was painted before (default)")
@@ -98,8 +99,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
         strips.append((strip, settings_of(options, strip.native[1], strip.convolutional)))
     if options.dry_run:
         for strip, settings in strips:
-            pictures = len(settings) * len(prompts) * seeds
-            print(f"{strip.model}: {pictures} pictures of {strip.canvas[1]}x{strip.canvas[0]}, {strip.steps} steps")
+            each = len(prompts) * seeds
+            shape = f"{strip.canvas[1]}x{strip.canvas[0]} pixels, {strip.steps} steps"
+            print(f"{strip.model}: {len(settings)} methods, {each} pictures each of {shape}")
             print("\n".join(f"  {one.key:32} {one.name}" for one in settings))
         return 0
     rounds = min(options.rounds, 2) if options.quick else options.rounds
