@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOISE_BYTES = 1 << 20  # pages that the process touches for itself meanwhile
+LEAST_NOISE_BYTES = 1 << 20  # pages that the process touches for itself meanwhile
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # man 5 proc: the peak resident set becomes the present one
 
@@ -22,14 +24,24 @@ def extra_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> 
 
     Call it once before: what a library keeps from its first call on (scratch memory of oneDNN, plans) is not counted.
     On a CUDA device it is what torch's allocator hands out. On Linux it is the peak of the process's resident memory,
-    C++ scratch included, which is right to about a mebibyte (`NOISE_BYTES`): less is 0. Nothing else may allocate
-    in the process meanwhile.
+    C++ scratch included, which is right to about a mebibyte, on machines of many cores to several (`noise_bytes`):
+    less is 0. Nothing else may allocate in the process meanwhile.
 
     Returns:
         Bytes, or None where it is unknown: on another system, or where the peak can't be reset.
     """
     device = torch.device(device)
     return _on_cuda(call, device) if device.type == "cuda" else _on_linux(call) if device.type == "cpu" else None
+
+
+def noise_bytes() -> int:
+    """How far the kernel's count of resident pages may be off.
+
+    Since Linux 6.2 each core counts for itself, and its part is added when it has come to a batch of pages: 32, or
+    twice the cores.
+    """
+    batch = max(32, 2 * (os.cpu_count() or 1))
+    return max(LEAST_NOISE_BYTES, torch.get_num_threads() * batch * mmap.PAGESIZE)
 
 
 def result_bytes(result: Any) -> int:
@@ -61,14 +73,14 @@ def _on_linux(call: Callable[[], Any]) -> int | None:
     try:
         _RESET.write_text(_RESET_PEAK)
         before = _status_bytes("VmRSS")
-        if _status_bytes("VmHWM") > before + NOISE_BYTES:
+        if _status_bytes("VmHWM") > before + noise_bytes():
             return None
         result = call()
         peak = _status_bytes("VmHWM")
     except (OSError, LookupError):
         return None
     extra = peak - before - result_bytes(result)
-    return extra if extra >= NOISE_BYTES else 0
+    return extra if extra >= noise_bytes() else 0
 
 
 def _give_back_freed() -> None:
