@@ -93,15 +93,18 @@ def _operation_table(data: Data, operation: str, cases: list[Data]) -> Table:
     firsts = [first_of_ours(case) for case in cases]
     pairs = list(zip(cases, firsts, strict=True))
     others = _unique((row["way"], row["kind"]) for case in cases for row in case["rows"] if row["kind"] != "limit")
-    # a column that is nobody's ratio, because it is always the one compared with, is left out
-    others = [other for other in others if any(_ratio(*pair, other[0]).text not in ("", "wrong") for pair in pairs)]
+    # a column without a ratio is left out: notes tell why there is none, or it is always the one compared with
+    empty = ("", "–", "wrong")
+    others = [other for other in others if any(_ratio(*pair, other[0]).text not in empty for pair in pairs)]
     unit = cases[0]["unit"]
+    # a matrix product taken in turns with the case is the same limit once more, a copy of the same bytes is not
+    beside = unit == "GB/s" or any(limit_for(data, case) is None for case in cases)
     columns: list[tuple[str, Any]] = [
         ("time", _time_cell),
         ("extra memory", _memory_cell),
         *([(unit, _rate_cell)] if unit else []),
         *([(f"of the {LIMIT_OF[unit]}", lambda case, row: Cell(of_limit(data, case, row)))] if unit else []),
-        *((f"of {way}", _of_way(way)) for way in _ways_of_kind(cases, "limit") if unit),
+        *((f"of {way}", _of_way(way)) for way in _ways_of_kind(cases, "limit") if unit and beside),
     ]
     blank: list[list[Cell]] = [[] for _ in cases]
     filled: list[str] = []
@@ -290,4 +293,6 @@ def _notes(cases: list[Data]) -> list[Note]:
 def _places(found: list[str], of: int) -> str:
     """Case and dtype, or how many there are where a list would be long."""
     unique = _unique(found)
-    return "all cases" if len(unique) == of > 2 else "; ".join(unique) if len(unique) <= 4 else f"{len(unique)} cases"
+    if len(unique) == of > 1:
+        return "all cases"
+    return "; ".join(unique) if len(unique) <= 2 else f"{len(unique)} cases"
