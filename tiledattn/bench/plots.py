@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from .tables import Data, exponent_text, first_of_ours, operations
 SERIES = 8
 CASES_PER_PLOT = 10
 LEGEND_COLUMNS = 4
+LABEL_LETTERS = 42
 # What matplotlib draws with, and what stands in its place in the page.
 _INK, _GREY, _FAINT = "#010203", "#040506", "#070809"
 _VARIABLES = {_INK: "var(--ink)", _GREY: "var(--grey)", _FAINT: "var(--faint)"}
@@ -96,18 +98,19 @@ def _ratios(case: Data) -> tuple[str, dict[str, float]] | None:
         return None
     rows = [row for row in case["rows"] if row["kind"] == "peer" and "seconds" in row]
     ratios = {row["way"]: row["seconds"] / first["seconds"] for row in rows}
-    return (f"{case['case']}\n{case['dtype']}", ratios) if ratios else None
+    label = "\n".join([*textwrap.wrap(case["case"], LABEL_LETTERS), case["dtype"]])
+    return (label, ratios) if ratios else None
 
 
 def _bars(groups: Sequence[tuple[str, dict[str, float]]], ways: Sequence[str]) -> Any:
     thick = 0.16  # inches
-    spans = [len(ratios) * thick + 0.22 for _, ratios in groups]
+    spans = [max(len(ratios) * thick, 0.14 * (label.count("\n") + 1)) + 0.22 for label, ratios in groups]
     top = 0.25 + 0.18 * -(-len(ways) // LEGEND_COLUMNS)
     figure, axes = _axes(8.0, sum(spans) + top + 0.45, left=2.9, bottom=0.45, top=top)
     below, ticks = 0.0, []
     for (_, ratios), span in zip(groups, spans, strict=True):
         for number, (way, ratio) in enumerate(sorted(ratios.items(), key=lambda item: ways.index(item[0]))):
-            at = below + 0.11 + thick * (number + 0.5)
+            at = below + (span - len(ratios) * thick) / 2 + thick * (number + 0.5)
             axes.barh(at, math.log10(ratio), thick * 0.86, color=_colour(ways.index(way)), label=way)
             side = {"ha": "left" if ratio >= 1 else "right", "va": "center", "fontsize": 7.5, "color": _INK}
             axes.text(math.log10(ratio) + math.copysign(0.012, ratio - 1), at, f"{ratio:.3g}", **side)
@@ -133,8 +136,8 @@ def roofline_plots(data: Data) -> list[Plot]:
     if not tops or not found:
         return []
     figure, axes = _axes(8.0, 4.6, left=0.75, bottom=0.6, top=0.25 + 0.18 * len(tops))
-    low = min(point.intensity for point in found) / 4
-    high = max(*(point.intensity for point in found), *(top.operations / top.bytes for top in tops)) * 4
+    marked = [*(point.intensity for point in found), *(top.operations / top.bytes for top in tops)]
+    low, high = min(marked) / 4, max(marked) * 4
     dtypes = [top.dtype for top in tops]
     for number, top in enumerate(tops):
         ridge = top.operations / top.bytes
