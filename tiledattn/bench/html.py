@@ -102,7 +102,10 @@ def _top(data: Data, drawn: bool) -> str:
     facts = [*about(data), ("python", data["environment"]["python"])]
     if isinstance(native, dict):
         facts += [(name, str(native[name])) for name in ("compiler", "instruction_set") if native.get(name)]
-    listed = "".join(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(text)}</dd>" for name, text in facts)
+    listed = "".join(
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(text.removeprefix(f'{name} '))}</dd>"
+        for name, text in facts
+    )
     typed = commands(data)
     command = f"<pre>{escape(NEWLINE.join(typed))}</pre>" if typed else ""
     limits = limits_table(data)
