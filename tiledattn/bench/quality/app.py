@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--quick", action="store_true", help="four methods, two seeds, two rounds")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep what was painted before (default)")
+    add("--retime", action="store_true", help="keep the pictures, but take the times anew")
     add("--dry-run", action="store_true", help="list what would be painted, and stop")
     return made
 
@@ -105,7 +106,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
             print("\n".join(f"  {one.key:32} {one.name}" for one in settings))
         return 0
     rounds = min(options.rounds, 2) if options.quick else options.rounds
-    plan = Plan(prompts, seeds, rounds, options.threads, options.resume, options.out, options.photographs)
+    plan = Plan(
+        prompts, seeds, rounds, options.threads, options.resume, options.retime, options.out, options.photographs
+    )
     data: dict[str, Any] = {"format": FORMAT, "command": command, "environment": {}, "models": []}
     for strip, settings in strips:
         data["models"].append(evaluate(strip, settings, plan))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Plan:
         rounds: of timing; 0 for none.
         threads: CPU threads; None: one for a small model, whose threads would mostly wait for one another.
         resume: whether what an earlier run kept is taken over.
+        retime: whether times that an earlier run kept are taken anew.
         out: folder to keep pictures in.
         photographs: folder of pictures to compare patches with; None: those that a shipped model learned from.
     """
@@ -37,6 +38,7 @@ class Plan:
     rounds: int
     threads: int | None
     resume: bool
+    retime: bool
     out: Path
     photographs: Path | None
 
@@ -52,7 +54,8 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str,
     threads = 1 if plan.threads is None and is_small(strip.pipe) else plan.threads
     with torch_threads(threads):
         paint_all(strip, settings, plan.prompts, plan.seeds, plan.out, plan.resume)
-        times = time_all(strip, settings, plan.prompts[0], plan.rounds, plan.out, plan.resume) if plan.rounds else {}
+        keep = plan.resume and not plan.retime
+        times = time_all(strip, settings, plan.prompts[0], plan.rounds, plan.out, keep) if plan.rounds else {}
     lacking = learned.missing()
     reasons: dict[str, list[str]] = {}
     for name, reason in lacking.items():
@@ -60,16 +63,20 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str,
     notes += [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     whole = next((one for one in settings if one.kind == "untiled"), None)
     untiled = None if whole is None else painted(strip, whole, plan.prompts, plan.seeds, plan.out)
+    without = next((one for one in settings if one.kind == "alone"), None)
+    alone = None if without is None else painted(strip, without, plan.prompts, plan.seeds, plan.out)
     rows = []
     for setting in settings:
         print(f"quality: {strip.model}: measuring {setting.name}", file=sys.stderr)
         found = painted(strip, setting, plan.prompts, plan.seeds, plan.out)
         if found is None:
             raise OSError(f"{plan.out / 'kept'}: pictures of {setting.key} are gone or unreadable; run again")
+        if setting.kind == "untiled":
+            found = _on_the_lines_of(alone, found)
         rows.append(
             {
                 **setting.as_dict(),
-                "tiles": found[0].layout.num_tiles,
+                "tiles": 1 if setting.kind == "untiled" else found[0].layout.num_tiles,
                 "computed": _computed(found[0]),
                 "time": times.get(setting.key),
                 **measure(found, untiled, truth),
@@ -90,6 +97,13 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str,
         "notes": notes,
         "rows": rows,
     }
+
+
+def _on_the_lines_of(tiled: Sequence[Painted] | None, untiled: Sequence[Painted]) -> list[Painted]:
+    """The untiled pictures with the layout of tiled ones: measured where those have their seams."""
+    if tiled is None:
+        return list(untiled)
+    return [replace(one, layout=other.layout) for one, other in zip(untiled, tiled, strict=True)]
 
 
 def _photographs(strip: Strip, prompt: str, folder: Path | None, notes: list[str]) -> list[Any]:

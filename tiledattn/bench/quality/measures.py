@@ -28,8 +28,9 @@ RATIOS = ("seam_contrast", "latent_seam_contrast", "tone_step", "wrap_score", "p
 DISTANCES = ("untiled_distance", "patch_distance", "patch_distance_inside")
 LEVELS = ("repetition",)
 MEASURES = (*RATIOS, *DISTANCES, *LEVELS)
-# What decides whether a setting counts as seamless.
+# What decides whether a setting counts as seamless: edges and tones; and, where there are photographs, structure too.
 DECIDING = ("seam_contrast", "tone_step")
+STRUCTURE = (*DECIDING, "patch_ratio")
 
 
 def measure(
@@ -44,8 +45,8 @@ def measure(
 
     Returns:
         "measures": of `MEASURES`, each {"value", "low", "high", "count"} or None; "disagreement": per step, or None;
-        "own_level": what the untiled run has of `DECIDING` on the same lines; "seamless": whether the interval of each
-        of `DECIDING` holds 1.0 or that level (None where an interval can't be had).
+        "own_level": what the untiled run has of `STRUCTURE` on the same lines; "seamless": whether the interval of each
+        of `DECIDING` holds 1.0 or that level (None where an interval can't be had); "seamless_patches": of `STRUCTURE`.
     """
     found: dict[str, Interval | None] = {
         "seam_contrast": _pooled(painted, _seams),
@@ -59,18 +60,16 @@ def measure(
         pairs = zip(painted, untiled, strict=True)
         found["untiled_distance"] = interval(np.concatenate([distances(one, other) for one, other in pairs]))
     if all(photographs):
-        compared = [
-            patches.patch_distance(one.pictures, one.layout, one.period, truth)
-            for one, truth in zip(painted, photographs, strict=True)
-        ]
+        compared = _compared(painted, photographs)
         for name, key in (("patch_ratio", "ratio"), ("patch_distance", "seam"), ("patch_distance_inside", "inside")):
             found[name] = _together([each[key] for each in compared])
-    own = _own_level(painted, untiled)
+    own = _own_level(painted, untiled, photographs)
     return {
         "measures": {name: plain(found.get(name)) for name in MEASURES},
         "disagreement": _disagreement(painted),
         "own_level": own,
         "seamless": seamless({name: found[name] for name in DECIDING}, own),
+        "seamless_patches": seamless({name: found.get(name) for name in STRUCTURE}, own),
     }
 
 
@@ -143,15 +142,29 @@ def _pooled(painted: Sequence[Painted], pair: Pair) -> Interval:
     return ratio_interval(tops, bottoms, groups)
 
 
-def _own_level(painted: Sequence[Painted], untiled: Sequence[Painted] | None) -> dict[str, float | None]:
-    """Seam contrast and tone step of the untiled pictures on this setting's seam lines."""
+def _compared(painted: Sequence[Painted], photographs: Sequence[Sequence[Any]]) -> list[dict[str, Interval]]:
+    return [
+        patches.patch_distance(one.pictures, one.layout, one.period, truth)
+        for one, truth in zip(painted, photographs, strict=True)
+    ]
+
+
+def _own_level(
+    painted: Sequence[Painted], untiled: Sequence[Painted] | None, photographs: Sequence[Sequence[Any]]
+) -> dict[str, float | None]:
+    """What the untiled pictures have of `STRUCTURE` on this setting's seam lines."""
     if untiled is None:
-        return dict.fromkeys(DECIDING)
+        return dict.fromkeys(STRUCTURE)
     shown = [
         Painted(one.setting, one.layout, one.period, one.pixels, other.pictures, None, ())
         for one, other in zip(painted, untiled, strict=True)
     ]
-    return {"seam_contrast": _pooled(shown, _seams).value, "tone_step": _pooled(shown, _tones).value}
+    ratio = _together([each["ratio"] for each in _compared(shown, photographs)]).value if all(photographs) else None
+    return {
+        "seam_contrast": _pooled(shown, _seams).value,
+        "tone_step": _pooled(shown, _tones).value,
+        "patch_ratio": ratio,
+    }
 
 
 def _disagreement(painted: Sequence[Painted]) -> list[float] | None:

@@ -186,9 +186,10 @@ def _wedges(blocks: Floats) -> Floats:
     """Power nearer to the x axis and nearer to the y axis, [S, 2], of blocks [S, blocks, C, side, side]."""
     side = blocks.shape[-1]
     luma = np.einsum("c,sbcyx->sbyx", _LUMA, blocks)
-    taper = np.hanning(side + 2)[1:-1]
-    level = (luma - luma.mean(axis=(-2, -1), keepdims=True)) * taper[:, None] * taper
-    power = np.abs(np.fft.fft2(level)) ** 2
+    line = np.hanning(side + 2)[1:-1]
+    taper = line[:, None] * line
+    level = luma - (luma * taper).sum(axis=(-2, -1), keepdims=True) / taper.sum()
+    power = np.abs(np.fft.fft2(level * taper)) ** 2
     frequency = np.abs(np.fft.fftfreq(side))
     y, x = frequency[:, None], frequency[None, :]
     wedges: Floats = np.stack([power[..., x > y].sum(axis=(1, 2)), power[..., x < y].sum(axis=(1, 2))], axis=-1)

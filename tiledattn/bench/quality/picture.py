@@ -22,11 +22,19 @@ NAMES = {
     "single": "one coupling alone",
     "ours": "coupled",
 }
+AGAINST = {
+    "computed": "positions computed per canvas position",
+    "time": "measured time of a denoising step, tiles alone = 1",
+}
+MEASURES = {
+    "seam_contrast": "seam contrast, 95% interval",
+    "patch_ratio": "patches: distance from photographs, seams / inside, 95% interval",
+}
 INK, GREY = "#20262e", "#7b8594"
 
 
 def draw(data: Mapping[str, Any], path: Path) -> None:
-    """Writes the picture, a .png or .svg: a column per model; above by positions computed, below by measured time.
+    """Writes the picture, a .png or .svg: a row per model; seam contrast by positions and by time, patches by time.
 
     Raises:
         ImportError: matplotlib is missing; names the extra.
@@ -39,61 +47,74 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
             "the picture needs matplotlib, which is not installed: pip install 'tiledattn[cli]'"
         ) from error
     models = data["models"]
-    timed = any(row.get("time") for model in models for row in model["rows"])
+    shown = _panels(models)
     figure = Figure(
-        figsize=(6.4 * len(models), 4.6 * (1 + timed) + 0.6), dpi=110, facecolor="white", layout="constrained"
+        figsize=(6.2 * len(shown), 4.4 * len(models) + 0.5), dpi=100, facecolor="white", layout="constrained"
     )
-    panels = figure.subplots(1 + timed, len(models), squeeze=False)
-    for column, model in enumerate(models):
-        _panel(panels[0][column], model, lambda row: row["computed"], "positions computed per canvas position")
-        panels[0][column].set_title(f"{model['model']}: {', '.join(model['prompts'])}", color=INK, fontsize=11)
-        if timed:
-            _panel(panels[1][column], model, _ratio, "measured time of a denoising step, tiles alone = 1")
+    panels = figure.subplots(len(models), len(shown), squeeze=False)
+    for line, model in zip(panels, models, strict=True):
+        for axes, (measure, against) in zip(line, shown, strict=True):
+            _panel(axes, model, measure, against)
+        line[0].set_title(f"{model['model']}: {', '.join(model['prompts'])}", color=INK, fontsize=11, loc="left")
     kinds = dict.fromkeys(row["kind"] for model in models for row in model["rows"] if row["kind"] in COLOURS)
     handles = [Line2D([], [], color=COLOURS[kind], marker="o", linestyle="", label=NAMES[kind]) for kind in kinds]
-    handles.append(Line2D([], [], color=GREY, linestyle="--", label="seamless; grey: what the untiled run has there"))
+    handles.append(Line2D([], [], color=GREY, linestyle="--", label="filled: seamless; grey: the untiled run there"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     kind = path.suffix.lstrip(".") or "png"
     with whole_file(path) as temporary:
         figure.savefig(temporary, format=kind, metadata={"Software": None} if kind == "png" else None)
 
 
-def _ratio(row: Mapping[str, Any]) -> float | None:
+def _panels(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(measure, what it is set against) of the columns."""
+    rows = [row for model in models for row in model["rows"]]
+    against = ["computed", *(["time"] if any(row.get("time") for row in rows) else [])]
+    shown = [("seam_contrast", each) for each in against]
+    if any(row["measures"]["patch_ratio"] for row in rows):
+        shown.append(("patch_ratio", against[-1]))
+    return shown
+
+
+def _place(row: Mapping[str, Any], against: str) -> float | None:
+    if against == "computed":
+        return float(row["computed"])
     return None if row.get("time") is None else float(row["time"]["ratio"])
 
 
-def _panel(axes: Any, model: Mapping[str, Any], place: Any, name: str) -> None:
+def _panel(axes: Any, model: Mapping[str, Any], measure: str, against: str) -> None:
     axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
-    untiled = next((row["measures"]["seam_contrast"] for row in model["rows"] if row["kind"] == "untiled"), None)
+    untiled = next((row["measures"][measure] for row in model["rows"] if row["kind"] == "untiled"), None)
     if untiled is not None and untiled["low"] is not None:
         axes.axhspan(untiled["low"], untiled["high"], color=GREY, alpha=0.15, linewidth=0)
     points = []
     for row in model["rows"]:
-        x, found = place(row), row["measures"]["seam_contrast"]
+        x, found = _place(row, against), row["measures"][measure]
         if row["kind"] in COLOURS and x is not None and found is not None:
             points.append((x, row, found))
     _line(axes, [(x, row, found) for x, row, found in points if row["kind"] == "blended" and row["window"] == "hann"])
-    spread = _beside([x for x, _, _ in points])
-    for (_, row, found), x in zip(points, spread, strict=True):
+    verdict = "seamless_patches" if measure == "patch_ratio" else "seamless"
+    for (_, row, found), x in zip(points, _beside([x for x, _, _ in points]), strict=True):
         colour = COLOURS[row["kind"]]
         if found["low"] is not None:
             axes.plot([x, x], [found["low"], found["high"]], color=colour, linewidth=1.2, alpha=0.6)
-        filled = colour if row["seamless"] else "white"
+        filled = colour if row[verdict] else "white"
         axes.plot([x], [found["value"]], marker="o", markersize=6, color=colour, markerfacecolor=filled)
         axes.annotate(
             short_name(row), (x, found["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=INK
         )
+    _style(axes)
+    axes.set_xlabel(AGAINST[against], color=INK, fontsize=9)
+    axes.set_ylabel(MEASURES[measure], color=INK, fontsize=9)
+
+
+def _style(axes: Any) -> None:
     axes.set_yscale("log")
     axes.set_xscale("log")
-    for axis, ticks in (
-        (axes.yaxis, (0.7, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)),
-        (axes.xaxis, (1.0, 1.2, 1.5, 2, 3, 4)),
-    ):
-        axis.set_major_locator(_fixed(ticks))
+    ticks = ((axes.yaxis, (0.7, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3, 4, 5)), (axes.xaxis, (1.0, 1.2, 1.5, 2, 3, 4, 5)))
+    for axis, places in ticks:
+        axis.set_major_locator(_fixed(places))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(_fixed(()))
-    axes.set_xlabel(name, color=INK, fontsize=9)
-    axes.set_ylabel("seam contrast, 95% interval (filled: seamless)", color=INK, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 

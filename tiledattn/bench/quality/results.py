@@ -79,8 +79,9 @@ def _row(where: str, row: Any) -> None:
     time = row.get("time")
     if time is not None:
         _fields(f"{where}: time", time, {"seconds": float, "ratio": float, "rounds": int})
-    if row.get("seamless") not in (None, True, False):
-        raise ValueError(f"{where}: seamless: got {row['seamless']!r}")
+    for name in ("seamless", "seamless_patches"):
+        if row.get(name) not in (None, True, False):
+            raise ValueError(f"{where}: {name}: got {row[name]!r}")
     for step in row.get("disagreement") or []:
         if not isinstance(step, float) or not math.isfinite(step):
             raise ValueError(f"{where}: disagreement: got {step!r}")
@@ -106,8 +107,12 @@ def _fields(where: str, found: Any, kinds: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: {name}: got {value!r}")
 
 
-def smallest_overlaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamless") -> list[dict[str, Any]]:
     """For each way of tiling, over the overlaps it was tried at, the smallest at which it is seamless.
+
+    Args:
+        rows: of one model.
+        verdict: "seamless" or "seamless_patches".
 
     Returns:
         One item per way that differs in more than its overlap: "name", "tried" (overlaps in pixels), "smallest" (None
@@ -115,37 +120,42 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         which it is not).
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["kind"] == "untiled":
+    for row in sorted(rows, key=lambda row: int(row["overlap"])):
+        if row["kind"] in ("untiled", "alone"):
             continue
-        # Without overlap there is no window; tiles alone are what blending starts from.
-        kind = "blended" if row["kind"] == "alone" else row["kind"]
-        windows = [row["window"]] if row["overlap"] else sorted({r["window"] for r in rows if r["overlap"]} or {"hann"})
-        for window in windows:
-            own = (kind, row["halo"], row["rings"], row["norm"], row["schedule"], window)
-            groups.setdefault(own, []).append(row)
-    found: dict[str, dict[str, Any]] = {}
-    for own, members in groups.items():
-        members = sorted(members, key=lambda row: int(row["overlap"]))
-        if not any(row["overlap"] for row in members) and own[-1] != "hann":
-            continue
-        good = [row for row in members if row["seamless"]]
+        way = (row["kind"], row["halo"], row["rings"], row["norm"], row["schedule"])
+        if row["overlap"]:
+            groups.setdefault((*way, row["window"]), list(groups.get((*way, ""), []))).append(row)
+        else:
+            groups.setdefault((*way, ""), []).append(row)
+    alone = [row for row in rows if row["kind"] == "alone"]
+    found = []
+    for way, members in groups.items():
+        if not way[-1] and any(other[:-1] == way[:-1] for other in groups if other[-1]):
+            continue  # the same way with an overlap has it too
+        tried = [*alone, *members] if way[0] == "blended" else members
+        good = [row for row in tried if row[verdict]]
         best = good[0] if good else None
-        name = next((row["name"] for row in members if not row["overlap"] and row["kind"] != "alone"), None)
-        name = name or f"blended ({own[-1]})"
-        if any(row["overlap"] for row in members) and own[0] != "blended" and own[-1] != "hann":
-            name = f"{name} ({own[-1]})"
-        found[name] = {
-            "name": name,
-            "tried": [row["overlap"] for row in members],
-            "smallest": None if best is None else best["overlap"],
-            "computed": None if best is None else best["computed"],
-            "time": None if best is None or best.get("time") is None else best["time"]["ratio"],
-            "failing": []
-            if best is None
-            else [row["overlap"] for row in members if row["overlap"] > best["overlap"] and not row["seamless"]],
-        }
-    return list(found.values())
+        found.append(
+            {
+                "name": way_name(members[0]),
+                "tried": [row["overlap"] for row in tried],
+                "smallest": None if best is None else best["overlap"],
+                "computed": None if best is None else best["computed"],
+                "time": None if best is None or best.get("time") is None else best["time"]["ratio"],
+                "failing": []
+                if best is None
+                else [row["overlap"] for row in tried if row["overlap"] > best["overlap"] and not row[verdict]],
+            }
+        )
+    return found
+
+
+def way_name(row: Mapping[str, Any]) -> str:
+    """A row's name without its overlap: "blended (hann)", "coupled, halo 8 px"."""
+    if row["kind"] == "blended":
+        return f"blended ({row['window']})"
+    return str(row["name"]).replace(f", overlap {row['overlap']} px ({row['window']})", "")
 
 
 def separated(rows: Sequence[Mapping[str, Any]], name: str, target: float) -> str | None:

@@ -23,6 +23,9 @@ _PATCHES = (
 )
 
 
+_YES = {None: "", True: "yes", False: "no"}
+
+
 def tables(data: Mapping[str, Any]) -> str:
     """Per model: seams against compute, the smallest overlaps, and what patches say."""
     return "\n\n".join(_model(model) for model in data["models"]) + "\n"
@@ -56,7 +59,7 @@ def _seam_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _time(row),
                 *_measured(row, rows, _SEAMS),
                 _mean(row.get("disagreement")),
-                "" if untiled or row["seamless"] is None else "yes" if row["seamless"] else "no",
+                "" if untiled else _YES[row["seamless"]],
             ]
         )
     heads = ["method", "positions computed", "time", *(each[1] for each in _SEAMS), "disagreement", "seamless"]
@@ -64,27 +67,32 @@ def _seam_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _patch_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [[row["name"], *_measured(row, rows, _PATCHES)] for row in rows]
-    return _table(["method", *(each[1] for each in _PATCHES)], lines)
+    lines = [
+        [
+            row["name"],
+            *_measured(row, rows, _PATCHES),
+            "" if row["kind"] == "untiled" else _YES[row["seamless_patches"]],
+        ]
+        for row in rows
+    ]
+    return _table(["method", *(each[1] for each in _PATCHES), "seamless, patches too"], lines)
 
 
 def _overlap_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
-    for found in smallest_overlaps(rows):
-        smallest = "none of them" if found["smallest"] is None else f"{found['smallest']} px"
-        if found["failing"]:
-            smallest += f" (but not at {', '.join(map(str, found['failing']))})"
-        lines.append(
-            [
-                found["name"],
-                ", ".join(map(str, found["tried"])),
-                smallest,
-                "" if found["computed"] is None else f"{found['computed']:.2f}",
-                "" if found["time"] is None else f"{found['time']:.2f}",
-            ]
-        )
-    heads = ["method", "overlaps tried, px", "smallest that is seamless", "positions computed there", "time there"]
-    return _table(heads, lines)
+    for edges, structure in zip(smallest_overlaps(rows), smallest_overlaps(rows, "seamless_patches"), strict=True):
+        tried = ", ".join(map(str, edges["tried"]))
+        lines.append([edges["name"], tried, *_smallest(edges), *_smallest(structure)])
+    heads = ["method", "overlaps tried, px", "smallest that is seamless", "positions, time"]
+    return _table([*heads, "smallest with seamless patches too", "positions, time"], lines)
+
+
+def _smallest(found: Mapping[str, Any]) -> list[str]:
+    if found["smallest"] is None:
+        return ["none of them", ""]
+    failing = f" (but not at {', '.join(map(str, found['failing']))})" if found["failing"] else ""
+    time = "" if found["time"] is None else f", {found['time']:.2f}"
+    return [f"{found['smallest']} px{failing}", f"{found['computed']:.2f}{time}"]
 
 
 def _measured(
