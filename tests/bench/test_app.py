@@ -207,6 +207,19 @@ def test_json_alone_and_what_became_slower(counted, capsys, tmp_path, monkeypatc
     assert "| **2.00** | slower |" in capsys.readouterr().out
 
 
+def test_a_report_of_what_is_there(bench, counted, capsys, tmp_path):
+    path = tmp_path / "out/benchmark.json"
+    assert bench("--report")[0] == 2
+    assert "--report: can't read" in capsys.readouterr().err
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(RUN))
+    code, data = bench("--report")
+    assert (code, data, counted.runs) == (0, RUN, [])
+    out = capsys.readouterr().out
+    assert out.strip() == (tmp_path / "out/benchmark.md").read_text().strip() == report.tables(RUN).strip()
+    assert "small" in (tmp_path / "out/benchmark.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--json", type=Path, metavar="FILE", help="the run as JSON")
     what.add_argument("--fresh", action="store_true", help="measure again what an earlier run of the same left")
+    what.add_argument("--report", action="store_true", help="run nothing; write tables and page of what is there anew")
     what.add_argument("--against", type=Path, metavar="FILE", help="show ratios to an earlier run's JSON")
     return made
 

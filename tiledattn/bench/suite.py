@@ -31,6 +31,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UsageError: an option's value does not work, with what would.
     """
+    if options.report:
+        Files(options).write_anew()
+        return 0
     device = _device(options.device)
     pairs = _chosen(options, device)
     wanted = plan.wanted(pairs, device, options.backend, options.peer, options.no_peers)
@@ -122,6 +125,20 @@ class Files:
         """The run as HTML."""
         if self._page:
             html.write(data, self._page)
+
+    def write_anew(self) -> None:
+        """The tables and the page of the JSON that is there, whatever else has been written into it; prints the tables.
+
+        Raises:
+            UsageError: there is none, or it is no run.
+        """
+        try:
+            data = against.read(self._json[-1])
+        except ValueError as error:
+            raise UsageError(f"--report: {error}") from error
+        print(report.tables(data))
+        self.write(data)
+        self.write_page(data)
 
     def name_them(self) -> None:
         """Says on stderr what was written."""
