@@ -1,5 +1,8 @@
 """Cases are found by name."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -41,3 +44,12 @@ def test_dtypes_of_the_program_are_those_of_cases():
     for case in registry.cases():
         for names in case.dtypes.values():
             assert set(names) <= set(ways.DTYPES)
+
+
+def test_gathering_them_loads_no_diffusers():
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from tiledattn.bench import registry\n"
+        "assert len({case.operation for case in registry.cases()}) > 6"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

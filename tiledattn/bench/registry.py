@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 
@@ -20,8 +19,7 @@ Pair = tuple[Case, str]  # a case and the name of a dtype
 @cache
 def cases() -> tuple[Case, ...]:
     """`CASES` of every module, in the order of `MODULES`."""
-    names = [f"{__package__}.{name}" for name in MODULES]
-    return tuple(case for name in names if find_spec(name) is not None for case in import_module(name).CASES)
+    return tuple(case for name in MODULES for case in import_module(f".{name}", __package__).CASES)
 
 
 def label(case: Case, dtype: str) -> str:
