@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 from benchmark_run import RUN
@@ -82,6 +83,21 @@ def test_plots_of_ratios_roofline_and_scaling():
     used = set(re.findall(r"var\((--[\w-]+)\)", text))
     assert all(text.count(f"{name}:") == 2 for name in used)
     assert not re.search(r"(fill|stroke): #", text)
+
+
+def test_a_plot_is_a_file_of_its_own():
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib")
+    for plot in plots.all_plots(RUN):
+        root = ElementTree.fromstring(plots.standalone(plot))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("aria-label").startswith(plot.title)
+        style = root.find("{http://www.w3.org/2000/svg}style").text
+        assert all(f"{name}:" in style for name in re.findall(r"var\((--[\w-]+)\)", plot.svg))
+
+
+def test_the_same_run_gives_the_same_plots():
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib")
+    assert plots.all_plots(RUN) == plots.all_plots(RUN)
 
 
 def test_without_matplotlib_there_are_tables_and_a_line_that_says_so(monkeypatch):

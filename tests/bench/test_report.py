@@ -104,7 +104,7 @@ def test_an_empty_run_has_no_tables():
 
 
 def test_the_newest_result_of_every_device(tmp_path):
-    for name in ("a/2026-01-02.json", "a/2026-01-10.json", "b/2025-12-31.json"):
+    for name in ("a/2026-01-02.json", "a/2026-01-10.json", "b/2025-12-31.json", "quality/2026-01-11.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [str(p.relative_to(tmp_path)) for p in record.latest_results(tmp_path)] == [
