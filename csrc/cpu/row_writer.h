@@ -111,6 +111,10 @@ class RowWriter {
     char* to = to_ + at;
     if (from == nullptr) {
       for (int64_t row = 0; row < rows; ++row, to += row_bytes) std::memset(to, 0, bytes);
+    } else if (bytes == kLine) {
+      for (int64_t row = 0; row < rows; ++row, from += step, to += row_bytes) copy_line(to, from);
+    } else if (bytes <= 8) {
+      for (int64_t row = 0; row < rows; ++row, from += step, to += row_bytes) copy_part(to, from, bytes);
     } else {
       for (int64_t row = 0; row < rows; ++row, from += step, to += row_bytes) copy_row(to, from, bytes);
     }

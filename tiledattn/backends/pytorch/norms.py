@@ -30,7 +30,7 @@ def group_norm_tiles(
     count, batch_size, channels = tiles.shape[:3]
     x = tiles.to(torch.float64 if tiles.dtype == torch.float64 else torch.float32)
     learning = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (tiles, weight, bias))
-    if x.device.type == "cpu" and not learning and _owns_all(layout):
+    if x.device.type == "cpu" and not learning and (_owns_all(layout) or scope == "canvas"):
         return _by_cpu_kernels(x, layout, num_groups, weight, bias, eps, scope).to(tiles.dtype)
     mean, var = _tile_moments(x.reshape(count, batch_size, num_groups, -1), layout)
     mean, var = _merge_moments(mean, var, layout, scope)
@@ -55,27 +55,53 @@ def _by_cpu_kernels(
     eps: float,
     scope: str,
 ) -> Tensor:
-    """Tiles without overlap, float32 or float64, in two passes of PyTorch's vectorised kernels, without gradients.
+    """The same in two passes of PyTorch's vectorised kernels, for float32 or float64, without gradients.
 
-    Its group norm tells the moments of tiles; its batch norm scales channels by given ones.
+    Its group norm tells moments, its batch norm scales channels by given ones. Not for the scope "neighbours" of tiles
+    that overlap.
     """
     count, batch_size, channels = x.shape[:3]
     x = x.contiguous()
-    rows, positions = count * batch_size, layout.tile_positions
-    batch = x.view(rows, channels, positions)
-    _, mean, rstd = torch.native_group_norm(batch, None, None, rows, channels, positions, num_groups, eps)
-    spread = rstd.reciprocal_().square_()  # variance + eps, which shares that sum to 1 keep
-    mean, spread = mean.view(count, batch_size, num_groups), spread.view(count, batch_size, num_groups)
-    if scope == "canvas":
-        centre = mean.mean(0, keepdim=True)
-        mean, spread = centre, (mean - centre).square_().add_(spread).mean(0, keepdim=True)
+    if scope == "canvas" and not _owns_all(layout):
+        mean, spread = _moments(_owned_canvas(x, layout), num_groups, eps)
     else:
-        mean, spread = _merge_moments(mean, spread, layout, scope)
+        tiles = _moments(x.flatten(0, 1), num_groups, eps)
+        mean, spread = (m.view(count, batch_size, num_groups) for m in tiles)
+        if scope == "canvas":
+            centre = mean.mean(0, keepdim=True)
+            mean, spread = centre, (mean - centre).square_().add_(spread).mean(0, keepdim=True)
+        else:
+            mean, spread = _merge_moments(mean, spread, layout, scope)
     length = channels // num_groups
     mean, spread = (m.flatten()[:, None].expand(-1, length).flatten() for m in (mean, spread))
     factor, shift = (None if p is None else p.to(x.dtype).repeat(len(mean) // channels) for p in (weight, bias))
-    by_moments = x.view(-1, len(mean), positions)
+    by_moments = x.view(-1, len(mean), layout.tile_positions)
     return torch.batch_norm(by_moments, factor, shift, mean, spread, False, 0.0, 0.0, False).view(x.shape)
+
+
+def _moments(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean, and variance + eps (which shares that sum to 1 keep), of the groups of [rows, C, ...]: [rows, G] each."""
+    rows, channels = x.shape[:2]
+    flat = x.reshape(rows, channels, -1)
+    _, mean, rstd = torch.native_group_norm(flat, None, None, rows, channels, flat.shape[2], num_groups, eps)
+    return mean, rstd.reciprocal_().square_()
+
+
+def _owned_canvas(x: Tensor, layout: TileLayout) -> Tensor:
+    """[B, C, ...]: every position of the canvas once, from its owner, in the order of tiles."""
+    canvas = x.view(*layout.grid, *x.shape[1:])
+    for d in reversed(range(len(layout.grid))):  # the axis's tiles lie along d, their positions along the last but -d
+        place = d - len(layout.grid)
+        owned = _owned_intervals(layout, d)
+        canvas = torch.cat([canvas.select(d, i).narrow(place, *owned[i]) for i in range(len(owned))], place)
+    return canvas
+
+
+@lru_cache(maxsize=256)
+def _owned_intervals(layout: TileLayout, d: int) -> tuple[tuple[int, int], ...]:
+    """Along axis d: where a tile's own positions begin in it, and how many there are; they lie together."""
+    table = axis_owned(layout.axes[d])
+    return tuple((int(row.argmax()), int(row.sum())) for row in table)
 
 
 @lru_cache(maxsize=256)
