@@ -98,3 +98,16 @@ def test_bad_arguments_are_named(change, error, message):
     good = {"tiles": torch.ones(4, 1, 6, 2, 2), "layout": ta.TileLayout((4, 4), 2), "num_groups": 3}
     with pytest.raises(error, match=message):
         ta.group_norm_tiles(**{**good, **change})
+
+
+@pytest.mark.parametrize("scope", ["neighbours", "canvas"])
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_a_cpu_without_gradients_computes_what_training_does(scope, overlap):
+    """Large means, which sums of squares would lose."""
+    layout = ta.TileLayout((8, 10), (4, 6), overlap, (False, True))
+    tiles = torch.randn(layout.num_tiles, 2, 6, *layout.tile, dtype=torch.float64) + 1e4
+    weight, bias = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    with torch.no_grad():
+        quick = ta.group_norm_tiles(tiles, layout, 3, weight, bias, scope=scope)
+    learning = ta.group_norm_tiles(tiles.requires_grad_(), layout, 3, weight, bias, scope=scope)
+    torch.testing.assert_close(quick, learning.detach(), rtol=1e-8, atol=1e-8)

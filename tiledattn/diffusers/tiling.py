@@ -18,6 +18,7 @@ from .couplings import CouplingMode
 from .families import Family
 from .families.base import CallContext
 from .frame import CurrentFrame, Frame, split_tiles
+from .grouping import GroupedLayers
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .jitter import jittered
 from .options import Options
@@ -70,6 +71,7 @@ class Tiling:
         self._parameters = family.parameters(model)
         self._current = CurrentFrame()
         self._layers: ProcessorSwap | MarkedLayers = family.layers(model, options.has_halo, self._current)
+        self._grouped = GroupedLayers(family.feed_forwards(model), self._current)
         self._placing = PlacedPositions(
             family.positionals(model) if options.positions == "canvas" else {}, self._current
         )
@@ -118,6 +120,7 @@ class Tiling:
         if model is not None and tiling_of(model) is self:
             remove_hook(model)
             self._layers.restore(model)
+            self._grouped.remove()
             self._placing.restore()
         pipe = None if self._changed is None else self._changed()
         if pipe is not None and tiling_held_by(pipe) is self:
@@ -172,6 +175,7 @@ class Tiling:
         model = self._model()
         assert model is not None
         install_hook(model, InnermostHook(self._run))
+        self._grouped.install()
         self._placing.install()
         if self._asked is not None:
             self._asked.install()

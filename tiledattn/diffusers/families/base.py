@@ -215,6 +215,10 @@ class Family(ABC):
         """The modules that add absolute positions to the patches, by name."""
         return _layers(model, self.positional)
 
+    def feed_forwards(self, model: Any) -> list[nn.Module]:
+        """Feed-forwards, which work on each row alone and may be given few rows at a time; none by default."""
+        return []
+
     def layers(self, model: Any, halo: bool, current: CurrentFrame) -> ProcessorSwap | MarkedLayers:
         """What makes the model's self-attention cross tile borders, and watches its attention processors."""
         return MarkedLayers(self.self_attentions(model), self.cross_attentions(model), halo, current, self.processors)

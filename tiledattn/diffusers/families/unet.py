@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -107,6 +108,10 @@ class UNetFamily(Family):
     def layers(self, model: Any, halo: bool, current: CurrentFrame) -> ProcessorSwap:
         """Processors of the package's own: the levels of a UNet differ in their token grids."""
         return ProcessorSwap(self.self_attentions(model), self.cross_attentions(model), halo, current)
+
+    def feed_forwards(self, model: Any) -> list[nn.Module]:
+        """Those of the transformer blocks."""
+        return [module.ff for module in model.modules() if isinstance(module, BasicTransformerBlock)]
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """`sample`; raises for a missing argument, and for conditioning that can't be tiled."""
