@@ -171,14 +171,18 @@ def threads_sweeps(device: torch.device, dtype: str) -> list[Sweep]:
     canvas, tiles = ta.TileLayout((128, 128), 16, 0, True), ta.TileLayout((800, 800), 128, 32)
     return [
         Sweep(
-            "attention", "threads", "threads", dtype, tuple(_attention(canvas, 4, device, dtype, n, n) for n in counts)
+            "attention",
+            "threads",
+            "threads",
+            dtype,
+            tuple(_attention(canvas, 4, device, dtype, float(n), n) for n in counts),
         ),
         Sweep(
             "blending",
             "threads",
             "threads",
             dtype,
-            tuple(_tiles("blending", tiles, device, dtype, n, n) for n in counts),
+            tuple(_tiles("blending", tiles, device, dtype, float(n), n) for n in counts),
         ),
     ]
 
