@@ -108,6 +108,15 @@ def test_white_noise_loses_nothing_whatever_the_overlap():
         assert result["least_variance"] == gaussian_field.measure(WHITE, setting, True)["least_variance"]
 
 
+@pytest.mark.parametrize(("axes", "halo", "computed", "seen"), [(1, 0.25, 1.0, 1.5), (2, 1.0, 1.0, 9.0), (2, 0, 4, 4)])
+def test_positions_seen_are_the_denoisers_inputs(axes, halo, computed, seen):
+    setting = setting_of(axes, 0 if halo else 0.5, halo)
+    assert (setting.computed, setting.seen) == (computed, seen)
+    denoiser = gaussian_law.TiledDenoiser(covariance(setting), setting)
+    inputs = setting.layout.num_tiles * denoiser.own.shape[1]
+    assert inputs / np.prod(setting.layout.size) == seen
+
+
 def test_a_wrong_window_breaks_the_check(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gaussian_law.ta, "blend_tiles", unnormalised)
     assert gaussian_field.main(["--out", str(tmp_path)]) == 1
@@ -200,6 +209,11 @@ def test_the_kept_results_say_what_the_page_says(committed):
         assert all(abs(halo[overlap / 2] - hann[overlap]) < 0.01 for overlap in (0.125, 0.25))
         assert halo[0.25] <= hann[0.5]
         assert min(hann.values()) == hann[0.5]
+    two = gaussian_report.chosen(committed, axes=2)
+    (halo,) = (r for r in two if r["halo"] == 0.5)
+    (overlap,) = (r for r in two if r["overlap"] == 0.5)
+    assert halo["seen"] == overlap["seen"] == overlap["computed"] == 4.0
+    assert halo["loss"] < overlap["loss"] / 2
     untiled = [r["loss"] for r in gaussian_report.chosen(committed, method="untiled", sampler="heun")]
     assert all(abs(loss) < 2e-3 for loss in untiled)
 
@@ -236,7 +250,7 @@ def test_the_command_leaves_results_and_a_picture(monkeypatch, committed, tmp_pa
     assert json.loads((tmp_path / "gaussian-field.json").read_text()) == committed
     assert (tmp_path / "gaussian-field.json").read_text() == COMMITTED.read_text()
     assert (tmp_path / "gaussian-field.png").read_bytes().startswith(b"\x89PNG")
-    assert "| tiles alone | 1.00 | 100.0%" in capsys.readouterr().out
+    assert "| tiles alone | 1.00 | 1.00 | 100.0%" in capsys.readouterr().out
 
 
 def test_without_matplotlib_there_is_no_picture_and_a_line_says_so(monkeypatch, committed, tmp_path, capsys):

@@ -33,7 +33,7 @@ TILE, CANVAS, TILE_2D, CANVAS_2D = 32, 672, 8, 24
 OVERLAPS = (0.0, 0.125, 0.25, 0.5, 0.75)
 HALOS = (0.0625, 0.125, 0.25, 0.5, 1.0)
 SAMPLER_STEPS = 50
-NUMBERS = ("computed", "beside", "loss", "worst", "least_variance", "divergence", "distance")
+NUMBERS = ("computed", "seen", "beside", "loss", "worst", "least_variance", "divergence", "distance")
 
 
 def setting_of(axes: int, overlap: float = 0.0, halo: float = 0.0, **more: Any) -> Setting:
@@ -72,6 +72,7 @@ def plan() -> Iterator[tuple[Field, Setting, bool]]:
 def measure(field: Field, setting: Setting, whole: bool = False) -> dict[str, Any]:
     """One result, JSON-ready: the setting, and what `NUMBERS` names.
 
+    "computed" and "seen" are the positions that tiles answer for and those that they take in, per canvas position.
     "beside" and "loss" are relative losses of covariance between positions with a seam between them: of the two beside
     it, and of all lags k up to half a tile, 1 - sum_k S_k C_k / sum_k C_k^2 with S the sampled and C the true
     covariance (0 where they agree, 1 where the sides know nothing of each other). "worst" is the largest "loss" of any
@@ -92,6 +93,7 @@ def measure(field: Field, setting: Setting, whole: bool = False) -> dict[str, An
     divergence, distance = gaussian_law.distances(rows, truth, setting)
     numbers = {
         "computed": 1.0 if whole else setting.computed,
+        "seen": 1.0 if whole else setting.seen,
         "beside": 1 - found[0] / true[0] if abs(true[0]) > 1e-9 else 0.0,
         "loss": _loss(found, true),
         "worst": worst,

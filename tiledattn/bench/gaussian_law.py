@@ -99,6 +99,12 @@ class Setting:
         return self.layout.num_tiles * self.layout.tile_positions / math.prod(self.layout.size)
 
     @property
+    def seen(self) -> float:
+        """Positions that the tiles' denoisers take in, halos included, per canvas position."""
+        inputs = math.prod(tile + 2 * self.halo for tile in self.layout.tile)
+        return self.layout.num_tiles * inputs / math.prod(self.layout.size)
+
+    @property
     def sigmas(self) -> list[float]:
         """Noise levels, largest first, a constant factor apart, and 0 at the end."""
         return [*np.geomspace(3000.0, 1e-3, self.steps).tolist(), 0.0]

@@ -10,6 +10,7 @@ from tiledattn.files import whole_file
 from tiledattn.plotting import GREY, INK
 
 ALONE, BLENDED, HALO = "#c92a2a", ("#a5d8ff", "#4dabf7", "#1864ab"), ("#ffa94d", "#d9480f")
+POSITIONS = ["positions computed", "positions seen"]
 Result = dict[str, Any]
 
 
@@ -46,6 +47,10 @@ def _percent(value: float, digits: int = 4) -> str:
     return f"{100 * value:.{digits}g}%"
 
 
+def _positions(result: Result) -> list[str]:
+    return [f"{result[name]:.2f}" for name in ("computed", "seen")]
+
+
 def _loss(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}%"  # + 0.0: no -0.0
 
@@ -61,18 +66,18 @@ def _fields_table(data: dict[str, Any]) -> str:
         [r for r in chosen(data, field=field, axes=1, sampler="heun") if r["window"] == "hann"] for field in fields
     ]
     rows = [
-        [named(row[0]), f"{row[0]['computed']:.2f}", *(f"{_loss(r['beside'])}, {_loss(r['loss'])}" for r in row)]
+        [named(row[0]), *_positions(row[0]), *(f"{_loss(r['beside'])}, {_loss(r['loss'])}" for r in row)]
         for row in zip(*columns, strict=True)
     ]
-    return _table(["", "computed", *fields], rows)
+    return _table(["", *POSITIONS, *fields], rows)
 
 
 def _full_table(results: list[Result]) -> str:
-    head = ["", "computed", "beside the seam", "up to half a tile", "worst line", "least variance", "KL", "W2"]
+    numbers = ["beside the seam", "up to half a tile", "worst line", "least variance", "KL", "W2"]
     rows = [
         [
             named(r),
-            f"{r['computed']:.2f}",
+            *_positions(r),
             *(_loss(r[name]) for name in ("beside", "loss", "worst")),
             f"{r['least_variance']:.3f}",
             f"{r['divergence']:.4f}",
@@ -80,7 +85,7 @@ def _full_table(results: list[Result]) -> str:
         ]
         for r in results
     ]
-    return _table(head, rows)
+    return _table(["", *POSITIONS, *numbers], rows)
 
 
 def _sampler_table(data: dict[str, Any]) -> str:
@@ -182,18 +187,21 @@ def _draw_cost(axes: Any, data: dict[str, Any]) -> None:
         [r["computed"] for r in blended], [r["loss"] for r in blended], "o-", color=BLENDED[1], label="blended, hann"
     )
     halos = [r for r in results if r["method"] in ("alone", "halo")]
-    axes.plot([r["computed"] for r in halos], [r["loss"] for r in halos], "s-", color=HALO[1], label="halo, no overlap")
+    for count, style in (("seen", "s-"), ("computed", "s:")):
+        places, lost = [r[count] for r in halos], [r["loss"] for r in halos]
+        face = HALO[1] if count == "seen" else "white"
+        axes.plot(places, lost, style, color=HALO[1], markerfacecolor=face, label=f"halo, positions {count}")
     for r in blended[1:]:
         axes.annotate(f"overlap {_percent(r['overlap'])}", (r["computed"], r["loss"]), (3, 6), **NOTE)
     for r in halos[1:]:
-        axes.annotate(f"halo {_percent(r['halo'])}", (r["computed"], r["loss"]), (8, -9), **NOTE)
+        axes.annotate(_percent(r["halo"]), (r["seen"], r["loss"]), (-7, -10), horizontalalignment="right", **NOTE)
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
     axes.set_xlim(0.85, 24)
     axes.set_ylim(-0.07, 1.07)
     _percents(axes)
     title = "Loss against computation (coarse, 2 axes)"
-    _finish(axes, title, "positions computed per canvas position", "covariance lost, up to half a tile")
+    _finish(axes, title, "positions per canvas position", "covariance lost, up to half a tile")
 
 
 NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": GREY}

@@ -48,7 +48,7 @@ def demo(
 ) -> None:
     """Paint wrapped panorama strips in several ways from one seed, and measure their seams.
 
-    Tiles alone; tiles blended over 25% and 50% overlap, as MultiDiffusion does; coupled tiles without overlap, a
+    Tiles alone; tiles blended with hann windows over 25% and 50% of the tile; coupled tiles without overlap, a
     transformer's with a halo of half a tile. By default with both shipped models, a UNet and a diffusion transformer.
 
     Writes every picture, a comparison sheet and the figures; prints a table.

@@ -45,14 +45,14 @@ class Method:
 
 UNET_METHODS = (
     Method("alone", "tiles alone"),
-    Method("blend25", "blended, 25% overlap", overlap=4),
-    Method("blend50", "blended, 50% overlap", overlap=2),
+    Method("blend25", "blended, 25% overlap (hann)", overlap=4),
+    Method("blend50", "blended, 50% overlap (hann)", overlap=2),
     Method("coupled", "coupled, no overlap", halo=8, conv_halo=True, norm="canvas"),
 )
 # Nothing but attention crosses between a transformer's tokens: its halo is all the coupling there is, and is wider.
 DIT_METHODS = (
     Method("dit-alone", "tiles alone", "DiT"),
-    Method("dit-blend25", "blended, 25% overlap", "DiT", overlap=4),
+    Method("dit-blend25", "blended, 25% overlap (hann)", "DiT", overlap=4),
     Method("dit-coupled", "coupled, wide halo", "DiT", halo=2),
 )
 
