@@ -274,6 +274,8 @@ def test_demo_figures_have_what_the_table_shows(demo_run):
             assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
             assert row[name]["count"] == 4
         assert (row["disagreement"] is None) == (method.overlap == 0)
+        if method.overlap:
+            assert row["method"] == f"blended, {100 // method.overlap}% overlap ({method.window})"
     assert set(rows[0]["per_prompt"]) == {"a-b", "c"}
 
 

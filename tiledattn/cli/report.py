@@ -81,7 +81,7 @@ def print_table(rows: Sequence[Row]) -> None:
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=110)
+        console = Console(highlight=False, width=120)
     console.print(table)
 
 
