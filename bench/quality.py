@@ -7,6 +7,7 @@ picture into the documentation.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,9 @@ def keep(source: Path, folder: Path = RESULTS, shown: Path = PICTURE) -> Path:
     with whole_file(target) as path:
         path.write_text(json.dumps(data, indent=1) + "\n")
     picture.draw(data, shown)
+    strips = source.with_name("strips.jpg")
+    if strips.is_file():
+        shutil.copyfile(strips, shown.with_name("quality-strips.jpg"))
     return target
 
 

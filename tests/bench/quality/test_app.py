@@ -6,10 +6,11 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from tiledattn.bench import app as suite
 from tiledattn.bench.quality import running
-from tiledattn.bench.quality.app import main
+from tiledattn.bench.quality.app import command_of, main
 
 
 def test_a_run_writes_valid_json_tables_and_a_picture(tiny_run, run_data):
@@ -37,6 +38,9 @@ def test_a_run_writes_valid_json_tables_and_a_picture(tiny_run, run_data):
     ]
     assert all(row["name"] in (out / "quality.md").read_text() for row in model["rows"])
     assert (out / "quality.png").stat().st_size > 10_000
+    with Image.open(out / "strips.jpg") as strips:
+        assert strips.width > 2 * 64
+        assert strips.height > len(keys) * 2 * 16
 
 
 def test_all_couplings_over_the_whole_canvas_are_the_untiled_run(run_data):
@@ -109,7 +113,6 @@ def test_ctrl_c_keeps_what_is_done(tiny_run, monkeypatch, tmp_path, capsys):
 
 def test_photographs_may_be_given(tiny_run, tmp_path):
     import numpy as np
-    from PIL import Image
 
     arguments, out = tiny_run
     folder, photos = tmp_path / "copy", tmp_path / "photographs"
@@ -158,6 +161,11 @@ def test_a_dry_run_lists_methods_and_paints_none(tiny_model, monkeypatch, capsys
     out = capsys.readouterr().out
     assert "17 methods" in out
     assert "whole-canvas attention alone" in out
+
+
+def test_the_command_names_no_folder():
+    assert command_of(["--out", "/home/me", "--seeds", "4", "--retime"]) == "tiledattn bench quality --seeds 4"
+    assert command_of(["--prompt", "a wall", "--out=x", "--json"]) == "tiledattn bench quality --prompt 'a wall'"
 
 
 def test_it_is_a_word_of_the_suite(capsys):

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        return _run(options, shlex.join(["tiledattn", "bench", "quality", *given]))
+        return _run(options, command_of(given))
     except KeyboardInterrupt:
         print(f"\nquality: stopped; {options.out / 'kept'} has what was painted", file=sys.stderr)
         return 130
@@ -83,6 +83,18 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
+def command_of(given: Sequence[str]) -> str:
+    """The command that makes the same again anywhere: without the folder, and without what was kept."""
+    words, left = [], list(given)
+    while left:
+        word = left.pop(0)
+        if word == "--out":
+            left[:1] = []
+        elif not word.startswith("--out=") and word not in ("--retime", "--resume", "--no-resume", "--json"):
+            words.append(word)
+    return shlex.join(["tiledattn", "bench", "quality", *words])
+
+
 class _Usage(ValueError):
     """A bad value of an option."""
 
@@ -91,6 +103,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
     from ...models.shipped import SHIPPED
     from .evaluating import Plan, evaluate
     from .painting import load
+    from .strips import draw_strips
 
     seeds = options.seeds or (2 if options.quick else 16)
     prompts = tuple(dict.fromkeys(options.prompt or [PROMPT]))
@@ -110,12 +123,19 @@ def _run(options: argparse.Namespace, command: str) -> int:
         prompts, seeds, rounds, options.threads, options.resume, options.retime, options.out, options.photographs
     )
     data: dict[str, Any] = {"format": FORMAT, "command": command, "environment": {}, "models": []}
+    shown: list[tuple[str, Sequence[Any]]] = []
     for strip, settings in strips:
-        data["models"].append(evaluate(strip, settings, plan))
+        model, strips_of = evaluate(strip, settings, plan)
+        data["models"].append(model)
+        shown.append((strip.model, strips_of))
         data["environment"] = data["environment"] or environment.examine(strip.device)
         write(data, options.out)
+        try:
+            draw_strips(shown, options.out / "strips.jpg")
+        except ImportError:
+            print("quality: no strips.jpg: pip install 'tiledattn[cli]'", file=sys.stderr)
     print(json.dumps(data, indent=1) if options.json else tables(data))
-    print(f"quality: {options.out / 'quality.json'}, .md and .png hold all of it", file=sys.stderr)
+    print(f"quality: {options.out / 'quality.json'}, .md, .png and strips.jpg hold all of it", file=sys.stderr)
     return 0
 
 

@@ -43,8 +43,11 @@ class Plan:
     photographs: Path | None
 
 
-def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str, Any]:
-    """Paints, times and measures one model; what `results.validate` calls a model.
+def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> tuple[dict[str, Any], list[Painted]]:
+    """Paints, times and measures one model.
+
+    Returns:
+        What `results.validate` calls a model, and the first picture of every setting.
 
     Raises:
         OSError: a folder of photographs without any, or pictures that can't be kept.
@@ -65,12 +68,13 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str,
     untiled = None if whole is None else painted(strip, whole, plan.prompts, plan.seeds, plan.out)
     without = next((one for one in settings if one.kind == "alone"), None)
     alone = None if without is None else painted(strip, without, plan.prompts, plan.seeds, plan.out)
-    rows = []
+    rows, shown = [], []
     for setting in settings:
         print(f"quality: {strip.model}: measuring {setting.name}", file=sys.stderr)
         found = painted(strip, setting, plan.prompts, plan.seeds, plan.out)
         if found is None:
             raise OSError(f"{plan.out / 'kept'}: pictures of {setting.key} are gone or unreadable; run again")
+        shown.append(replace(found[0], pictures=found[0].pictures[:1], latents=None))
         if setting.kind == "untiled":
             found = _on_the_lines_of(alone, found)
         rows.append(
@@ -85,7 +89,7 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str,
                 ),
             }
         )
-    return {
+    about = {
         "model": strip.model,
         "canvas": list(strip.canvas),
         "tile": list(strip.native),
@@ -97,6 +101,7 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> dict[str,
         "notes": notes,
         "rows": rows,
     }
+    return about, shown
 
 
 def _on_the_lines_of(tiled: Sequence[Painted] | None, untiled: Sequence[Painted]) -> list[Painted]:

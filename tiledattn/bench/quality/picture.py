@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...files import whole_file
 
 COLOURS = {
@@ -28,8 +30,9 @@ AGAINST = {
 }
 MEASURES = {
     "seam_contrast": "seam contrast, 95% interval",
-    "patch_ratio": "patches: distance from photographs, seams / inside, 95% interval",
+    "patch_ratio": "patches, seams / inside, 95% interval",
 }
+NAME_WIDTH, NAME_HEIGHT = 0.16, 0.033  # of the longest name and of a line, shares of the axes
 INK, GREY = "#20262e", "#7b8594"
 
 
@@ -92,17 +95,16 @@ def _panel(axes: Any, model: Mapping[str, Any], measure: str, against: str) -> N
         if row["kind"] in COLOURS and x is not None and found is not None:
             points.append((x, row, found))
     _line(axes, [(x, row, found) for x, row, found in points if row["kind"] == "blended" and row["window"] == "hann"])
+    spread = _beside([x for x, _, _ in points])
     verdict = "seamless_patches" if measure == "patch_ratio" else "seamless"
-    for (_, row, found), x in zip(points, _beside([x for x, _, _ in points]), strict=True):
+    for (_, row, found), x in zip(points, spread, strict=True):
         colour = COLOURS[row["kind"]]
         if found["low"] is not None:
             axes.plot([x, x], [found["low"], found["high"]], color=colour, linewidth=1.2, alpha=0.6)
         filled = colour if row[verdict] else "white"
         axes.plot([x], [found["value"]], marker="o", markersize=6, color=colour, markerfacecolor=filled)
-        axes.annotate(
-            short_name(row), (x, found["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7, color=INK
-        )
     _style(axes)
+    _name(axes, [(x, row, found) for x, (_, row, found) in zip(spread, points, strict=True)])
     axes.set_xlabel(AGAINST[against], color=INK, fontsize=9)
     axes.set_ylabel(MEASURES[measure], color=INK, fontsize=9)
 
@@ -117,6 +119,30 @@ def _style(axes: Any) -> None:
         axis.set_minor_locator(_fixed(()))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
+
+
+def _name(axes: Any, points: Sequence[tuple[float, Any, Any]]) -> None:
+    """Writes names to the right of the points, those of neighbours below one another with a thin line to each."""
+    low, high = np.log(axes.get_xlim())
+    bottom, top = np.log(axes.get_ylim())
+    ends: list[tuple[float, float]] = []  # (where it begins across, height) of the names so far, shares of the axes
+    for x, row, found in sorted(points, key=lambda point: -float(point[2]["value"])):
+        across = (float(np.log(x)) - low) / (high - low)
+        own = height = (float(np.log(found["value"])) - bottom) / (top - bottom)
+        while any(abs(across - other) < NAME_WIDTH and abs(height - level) < NAME_HEIGHT for other, level in ends):
+            height -= 0.005
+        ends.append((across, height))
+        line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.4} if own - height > NAME_HEIGHT else None
+        axes.annotate(
+            short_name(row),
+            (x, found["value"]),
+            xytext=(across + 0.025, height),
+            textcoords="axes fraction",
+            fontsize=7,
+            color=INK,
+            va="center",
+            arrowprops=line,
+        )
 
 
 def short_name(row: Mapping[str, Any]) -> str:
@@ -154,7 +180,7 @@ def _beside(places: Sequence[float]) -> list[float]:
     moved, seen = [], dict[float, int]()
     for place in places:
         key = round(place, 2)
-        moved.append(place * 1.02 ** seen.get(key, 0))
+        moved.append(place * 1.004 ** seen.get(key, 0))
         seen[key] = seen.get(key, 0) + 1
     return moved
 

@@ -129,7 +129,7 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamles
         else:
             groups.setdefault((*way, ""), []).append(row)
     alone = [row for row in rows if row["kind"] == "alone"]
-    found = []
+    found: list[dict[str, Any]] = []
     for way, members in groups.items():
         if not way[-1] and any(other[:-1] == way[:-1] for other in groups if other[-1]):
             continue  # the same way with an overlap has it too
@@ -138,6 +138,7 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamles
         best = good[0] if good else None
         found.append(
             {
+                "order": KINDS.index(way[0]),
                 "name": way_name(members[0]),
                 "tried": [row["overlap"] for row in tried],
                 "smallest": None if best is None else best["overlap"],
@@ -148,7 +149,7 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamles
                 else [row["overlap"] for row in tried if row["overlap"] > best["overlap"] and not row[verdict]],
             }
         )
-    return found
+    return sorted(found, key=lambda one: one.pop("order"))
 
 
 def way_name(row: Mapping[str, Any]) -> str:
