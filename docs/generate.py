@@ -13,6 +13,8 @@ sys.path.insert(0, str(HERE.parent))
 from bench import record  # noqa: E402  # found beside this folder
 from tiledattn import dispatch  # noqa: E402
 from tiledattn.bench import gaussian_field, gaussian_report, paper, plots, report  # noqa: E402
+from tiledattn.bench.quality import results as quality_results  # noqa: E402
+from tiledattn.bench.quality import tables as quality  # noqa: E402
 
 PICTURES = HERE / "images/benchmarks"
 NEWLINE = "\n"
@@ -102,6 +104,14 @@ def gaussian_tables() -> str:
     return gaussian_report.tables(gaussian_field.validate(json.loads(kept.read_text())))
 
 
+def quality_tables() -> str:
+    """The newest kept run of the quality evaluation."""
+    kept = sorted((HERE.parent / "bench/results/quality").glob("*/*.json"), key=lambda path: path.stem)
+    run = quality_results.validate(json.loads(kept[-1].read_text()))
+    about = run["environment"]
+    return f"Measured on {about['device_name']}, {about['date']}: `{run['command']}`\n\n{quality.tables(run).rstrip()}"
+
+
 def _code(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -111,6 +121,7 @@ TABLES = {
     "benchmarks.md": ("benchmarks", benchmark_tables),
     "families.md": ("families", families_table),
     "gaussian-field.md": ("gaussian-field", gaussian_tables),
+    "quality.md": ("quality", quality_tables),
 }
 
 

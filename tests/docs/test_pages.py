@@ -47,9 +47,6 @@ def test_a_stale_table_is_noticed(generate: Any, monkeypatch: pytest.MonkeyPatch
     assert generate.rendered("backends.md") != read("docs/backends.md")
 
 
-UNWRITTEN = ("quality.md",)
-
-
 def missing(page: str, text: str) -> list[str]:
     """Links and pictures of a page that lead nowhere in the source tree."""
     folder = (ROOT / page).parent
@@ -59,7 +56,7 @@ def missing(page: str, text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", pages())
 def test_links_and_pictures_exist(page: str) -> None:
-    assert [target for target in missing(page, read(page)) if target not in UNWRITTEN] == []
+    assert missing(page, read(page)) == []
 
 
 def test_a_link_to_nothing_is_noticed() -> None:
