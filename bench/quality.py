@@ -45,4 +45,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--record"]:
         print(keep(Path(sys.argv[2])))
         sys.exit(subprocess.run([sys.executable, str(HERE.parent / "docs/generate.py")], check=False).returncode)
+    if "--help" in sys.argv:
+        print(__doc__)
     sys.exit(main(sys.argv[1:]))
