@@ -7,7 +7,17 @@ import torch
 from support import assert_within_budget, attention_inputs, canvas_from_tokens, oracle, plain_attention
 
 import tiledattn as ta
-from tiledattn.bench import attention_cases, attention_judge, peers, peers_tiles, ways
+from tiledattn.bench import (
+    attention_cases,
+    attention_judge,
+    backward_cases,
+    gradient_judge,
+    peers,
+    peers_tiles,
+    tile_cases,
+    tile_judge,
+    ways,
+)
 
 CPU = torch.device("cpu")
 LAYOUTS = {
@@ -27,7 +37,7 @@ def test_attention(name, peer, prefix, monkeypatch):
     q, k, v = attention_inputs(layout, batch=2, heads=2, dim=16, prefix=prefix)
     rows, tokens = peers.gathered_rows(layout, halo, CPU, prefix), prefix + layout.tile_positions
     attend = {
-        "gathered": lambda *x: peers.gather_and_attend(*x, rows, prefix),
+        "gathered": lambda *x: peers.gather_and_attend(*x, peers.of_batch(rows, tokens, 2), prefix),
         "flex": peers.flex_attention(tokens, rows, None, prefix),
         "dense": peers.dense_attention(tokens, rows, 2048, prefix),
     }[peer]
@@ -100,7 +110,8 @@ def test_the_judge_agrees_with_the_reference(halo, prefix):
     for meaning, reach in (("halo", halo), ("tile", 0)):
         exact, _ = oracle(*inputs, layout, reach, num_prefix_tokens=prefix)
         right = exact[:, :, judge.rows(meaning)].transpose(2, 3)
-        torch.testing.assert_close(judge.result(meaning, True), right, rtol=1e-12, atol=1e-12)
+        assert judge.rows(meaning).tolist() == list(range(prefix + 60)), "every row of a small case"
+        torch.testing.assert_close(judge.result(meaning, "float64"), right, rtol=1e-12, atol=1e-12)
 
 
 def test_the_judge_refuses_what_is_wrong_in_a_prefix_or_has_another_shape():
@@ -115,11 +126,139 @@ def test_the_judge_refuses_what_is_wrong_in_a_prefix_or_has_another_shape():
     assert not judge.verdict(out, way).passed
 
 
+def planted(layout, halo, dtype, batch=2):
+    """A judge, what it should pass, and a way."""
+    inputs = attention_inputs(layout, batch=batch, heads=2, dim=16, dtype=dtype)
+    judge = attention_judge.AttentionJudge(layout, halo, inputs)
+    out = ta.cross_tile_attention(*inputs, layout, halo, backend="torch")
+    return judge, out, ways.Way("planted", "ours", lambda inputs: lambda: None)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every case is too large to be compared with float64 as a whole."""
+    monkeypatch.setattr(attention_judge, "MOST_EXACT_SCORES", {"cpu": 0})
+    monkeypatch.setattr(gradient_judge, "MOST_EXACT_SCORES", {"cpu": 0})
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_judge_looks_at_every_row(dtype, size, request):
+    if size == "large":
+        request.getfixturevalue("large")
+    judge, out, way = planted(ta.TileLayout((32, 48), 16, 0, True), (5, 3), dtype)
+    assert judge.verdict(out, way).passed
+    looked_at = set(judge.rows("halo").tolist())
+    assert (len(looked_at) == 256) == (size == "small")
+    wrong = out.clone()
+    for row in set(range(256)) - looked_at or {100}:
+        wrong[:, :, row] = 0
+    assert not judge.verdict(wrong, way).passed
+    wrong = out.clone()
+    wrong[3, 1, min(set(range(256)) - looked_at, default=100), 1] *= 1.5
+    assert not judge.verdict(wrong, way).passed, "one row of one head of one batch entry"
+
+
+def test_large_canvases_of_mad_are_looked_at_whole(large):
+    layout = ta.TileLayout((16, 24), 8)
+    q, k, v = attention_inputs(layout, heads=2, dim=8)
+    judge = attention_judge.AttentionJudge(layout, (1, 1), (q, k, v))
+    way = ways.Way(attention_judge.WHOLE_CANVAS, "bound", lambda inputs: lambda: None)
+    out = peers.whole_canvas(layout, 1000)(q, k, v)
+    assert judge.verdict(out, way).passed
+    row = min(set(range(64)) - set(judge.rows("canvas").tolist()))
+    out[0, :, row] *= 1.01
+    assert not judge.verdict(out, way).passed
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_judge_of_gradients_looks_at_every_head(dtype, size, request):
+    if size == "large":
+        request.getfixturevalue("large")
+    case = backward_cases.BackwardCase("gradients", "tiny", {}, ta.TileLayout((16, 24), 8, 0, True), (3, 2), 3, 16, 2)
+    inputs = case.inputs(CPU, dtype, 0)
+    judge = case.judge(inputs)
+    for way in case.ways(CPU, dtype):
+        if way.name != "FlexAttention":
+            right = way.prepare(inputs)()
+            assert judge(right, way).passed
+    for number in range(3):
+        for wrong_part in ((slice(None), 0), (slice(None), 1, slice(None), 0), (2, 0, 5, 1)):
+            wrong = [x.clone() for x in right]
+            wrong[number][wrong_part] = 0
+            assert not judge(wrong, way).passed
+    assert not judge([x.to(torch.float16) for x in right], way).passed
+
+
+def test_the_formula_of_gradients_is_that_of_autograd():
+    layout, halo = ta.TileLayout((12, 8), 4, 0, True), (1, 2)
+    inputs = tuple(attention_inputs(layout, batch=2, heads=2, dim=8, dtype=torch.float64)) * 2
+    q, k, v = (x.clone().requires_grad_() for x in inputs[:3])
+    out = ta.cross_tile_attention(q, k, v, layout, halo, backend="reference")
+    expected = torch.autograd.grad(out, (q, k, v), inputs[3])
+    judge = gradient_judge.GradientJudge(layout, halo, inputs[:4])
+    for found, right in zip(judge._exactly, expected, strict=True):
+        torch.testing.assert_close(found, gradient_judge.by_head(right), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_result_chooses_its_own_tolerance(dtype):
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    judge, out, way = planted(ta.TileLayout((8, 8), 4, 0, True), (1, 1), dtype)
+    assert judge.verdict(out, way).passed
+    assert not judge.verdict(out.to(other), way).passed
+    assert not judge.verdict(out.double(), way).passed
+    for operation in ("blending", "extraction", "padding"):
+        layout = ta.TileLayout((8, 8), 4, 2 * (operation != "padding"))
+        case = tile_cases.TileCase(operation, "tiny", {}, layout, 3, 1)
+        inputs = case.inputs(CPU, dtype, 0)
+        right = case.ways(CPU, dtype)[0].prepare(inputs)()
+        assert case.judge(inputs)(right, way).passed
+        assert not case.judge(inputs)(right.to(other), way).passed
+    exact = torch.randn(4, 8, dtype=torch.float64)
+    assert ways.budget(exact.to(dtype), exact.to(dtype), exact).passed
+    assert not ways.budget(exact.to(other), exact.to(dtype), exact).passed
+
+
+def test_the_worst_row_is_not_averaged_away():
+    exact = torch.randn(1000, 8, dtype=torch.float64)
+    plain = exact.bfloat16()
+    wrong = plain.clone()
+    wrong[500] *= 1.1
+    assert ways.budget(wrong, plain, exact).passed
+    assert not ways.budget_by_rows(wrong, plain, exact).passed
+    assert ways.budget_by_rows(plain, plain, exact).passed
+    assert math.isinf(ways.worst_row(wrong[1:], exact))
+    wrong[0, 0] = float("nan")
+    assert math.isinf(ways.worst_row(wrong, exact))
+
+
+LAYOUTS_OF_TILES = (
+    ta.TileLayout((28, 21), (12, 8), (4, 3)),
+    ta.TileLayout((24, 20), (12, 8), (6, 3), True),
+    ta.TileLayout((8, 10, 9), (4, 10, 5), (1, 0, 2), (True, False, False)),
+    ta.TileLayout(30, 12, 5),
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_OF_TILES, ids=str)
+def test_the_judge_of_tiles_is_the_reference(layout):
+    tiles = torch.randn(layout.num_tiles, 2, 3, *layout.tile, dtype=torch.float64)
+    canvas = ta.blend_tiles(tiles, layout, "uniform", backend="reference")
+    torch.testing.assert_close(tile_judge.blended(tiles, layout), canvas, rtol=1e-12, atol=1e-12)
+    right = ta.extract_tiles(canvas, layout, backend="reference")
+    assert torch.equal(tile_judge.extracted(canvas, layout), right)
+    assert torch.equal(tile_judge.padded(tiles, layout, 2), ta.pad_tiles(tiles, layout, 2, backend="reference"))
+
+
 def test_tiles():
     layout, flat = ta.TileLayout((28, 20), (12, 8), 4), ta.TileLayout((24, 24), (12, 8), 0)
     tiles = torch.randn(layout.num_tiles, 2, 3, *layout.tile, dtype=torch.float64)
     exact = ta.blend_tiles(tiles, layout, "uniform", backend="reference")
-    torch.testing.assert_close(peers_tiles.multidiffusion(tiles, layout), exact)
+    loop = peers_tiles.multidiffusion(tiles, layout)
+    for _ in range(2):  # what was added before is zeroed
+        torch.testing.assert_close(loop(), exact)
     torch.testing.assert_close(peers_tiles.fold(tiles, layout), exact)
     assert torch.equal(peers_tiles.slices(exact, layout), ta.extract_tiles(exact, layout, backend="reference"))
     tiles = torch.randn(flat.num_tiles, 2, 3, *flat.tile)

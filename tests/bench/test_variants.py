@@ -66,7 +66,7 @@ def test_a_case_in_tfloat32_is_judged_by_float16(monkeypatch):
     entry = runner.run(case, "tf32", CPU, 0.0)
     assert entry["dtype"] == "tf32"
     assert {precision for precision, _ in seen} == {"tf32"}
-    assert all(1e-5 < of.allowed < 1e-3 for _, of in seen)  # float16 errs by about 1e-4
+    assert all(1e-5 < of.allowed < 4e-3 for _, of in seen)  # float16 errs by about 1e-4, its worst row by 1e-3
     assert torch.backends.cuda.matmul.fp32_precision != "tf32"
     inputs = variants.held(case.inputs(CPU, torch.float32, 0), "tf32")
     right = case.ours(CPU)[0].prepare(inputs)()

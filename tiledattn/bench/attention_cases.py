@@ -95,7 +95,11 @@ class AttentionCase(Case):
         return [*found, sm90_way(attend, device)] if "cuda" in names else found
 
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
-        """Ours, the peers, and what does other work: no halo, the whole canvas, NATTEN's windows; a matrix product."""
+        """Ours, the peers, and what does other work: no halo, the whole canvas, NATTEN's windows.
+
+        What a peer makes in `prepare` (block masks, dense masks, keys and values "gathered before") stays in memory
+        and is in neither its time nor its extra memory, which are those of a call.
+        """
         return [
             *self.ours(device),
             *self._gathered(device),
@@ -105,15 +109,18 @@ class AttentionCase(Case):
             Way(NO_HALO, "bound", partial(_plain_call, peers.without_halo)),
             Way(WHOLE_CANVAS, "bound", MadeOnce(partial(self._whole, device))),
             Way(NATTEN, "bound", partial(self._natten, device)),
-            matrix_product(device, dtype),
         ]
 
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
-        """Some rows of every tile, batch entry and head, against float64."""
+        """By `AttentionJudge`: every row of every tile, batch entry and head."""
         return AttentionJudge(self.layout, self.halo, inputs, yardstick, self.prefix).verdict
 
     def _rows(self, device: torch.device) -> Tensor:
         return peers.gathered_rows(self.layout, self.halo, device, self.prefix)
+
+    def places(self, device: torch.device) -> Tensor:
+        """What each tile sees of each batch entry, for `peers.gather`."""
+        return peers.of_batch(self._rows(device), self.prefix + self.layout.tile_positions, self.batch)
 
     def _gathered(self, device: torch.device) -> list[Way]:
         """Gathered keys and values with every kind of SDPA, the gather timed and not."""
@@ -125,15 +132,14 @@ class AttentionCase(Case):
         return found
 
     def _gather_and_attend(self, device: torch.device, kind: SDPBackend | None, inputs: Inputs) -> Call:
-        rows = self._rows(device)
-        self.refuse_scores(kind, rows)
-        q, k, v = inputs
-        return with_kind(kind, lambda: peers.gather_and_attend(q, k, v, rows, self.prefix))
+        self.refuse_scores(kind, self._rows(device))
+        (q, k, v), places = inputs, self.places(device)
+        return with_kind(kind, lambda: peers.gather_and_attend(q, k, v, places, self.prefix))
 
     def _attend_gathered(self, device: torch.device, kind: SDPBackend | None, inputs: Inputs) -> Call:
-        rows = self._rows(device)
-        self.refuse_scores(kind, rows)
-        q, keys, values = inputs[0], peers.gather(inputs[1], rows), peers.gather(inputs[2], rows)
+        self.refuse_scores(kind, self._rows(device))
+        places = self.places(device)
+        q, keys, values = inputs[0], peers.gather(inputs[1], places), peers.gather(inputs[2], places)
         return with_kind(kind, lambda: peers.attend_gathered(q, keys, values, self.prefix))
 
     def refuse_scores(self, kind: SDPBackend | None, rows: Tensor, copies: int = 1) -> None:
@@ -155,18 +161,17 @@ class AttentionCase(Case):
         return found
 
     def _flash_call(self, package: str, device: torch.device, dtype: torch.dtype, timed: bool, inputs: Inputs) -> Call:
-        attend, rows = peers_optional.flash_attention(package, device, dtype, self.prefix), self._rows(device)
+        attend, places = peers_optional.flash_attention(package, device, dtype, self.prefix), self.places(device)
         q, k, v = inputs
 
         def ready() -> tuple[Tensor, Tensor]:
-            return peers_optional.gather_for_flash(k, rows), peers_optional.gather_for_flash(v, rows)
+            return peers.gather(k, places), peers.gather(v, places)
 
         before = None if timed else ready()
 
         def call() -> Tensor:
             keys, values = before or ready()
-            out = attend(q.transpose(0, 1).flatten(0, 1), keys, values)
-            return out.view(self.batch, self.layout.num_tiles, *out.shape[1:]).transpose(0, 1)
+            return attend(q.flatten(0, 1), keys, values).view(q.shape)
 
         return call
 
@@ -197,19 +202,8 @@ class OverheadCase(AttentionCase):
         return [*self.ours(device), Way(NO_HALO, "bound", partial(_plain_call, peers.without_halo))]
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype) -> Way:
-    """What the machine's matrix units do at best: a square product in the same precision."""
-    size = PRODUCT_SIZE[device.type]
-
-    def prepare(inputs: Inputs) -> Call:
-        a, b = random((2, size, size), device, dtype, 0).unbind(0)
-        return lambda: a @ b
-
-    return Way(f"a product of {size}^3", "limit", prepare)
-
-
 def product_flop(device: torch.device) -> float:
-    """Floating-point operations of `matrix_product`."""
+    """Floating-point operations of a square matrix product, for ways of kind "limit"."""
     return 2.0 * PRODUCT_SIZE[device.type] ** 3
 
 

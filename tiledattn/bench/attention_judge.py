@@ -1,4 +1,7 @@
-"""Judges attention: sampled rows of every tile, batch entry and head against float64.
+"""Judges attention: every row of every tile, batch entry and head.
+
+Up to `MOST_EXACT_SCORES` scores all rows are compared with float64. Beyond, some rows of every tile, batch entry and
+head are, and all rows are compared with plain PyTorch in float32, whose own error on the former is allowed for.
 
 Who sees what is asked of the reference, or written here from a peer's own definition; never of a plan.
 """
@@ -6,6 +9,8 @@ Who sees what is asked of the reference, or written here from a peer's own defin
 from __future__ import annotations
 
 import itertools
+import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +21,12 @@ from tiledattn.backends import reference
 
 from . import peers
 from .peers_optional import neighbourhoods
-from .ways import Inputs, Verdict, Way, budget
+from .ways import Inputs, Verdict, Way, budget, budget_by_rows, nearest, relative_error, worst_row
 
-JUDGED_ROWS = {"cpu": 24, "cuda": 128}  # of every tile, batch entry and head
+MOST_EXACT_SCORES = {"cpu": 2e8, "cuda": 2e10}  # over heads and batch; seconds
+JUDGED_ROWS = {"cpu": 24, "cuda": 128}  # of every tile, batch entry and head, where there are more
 JUDGED_CANVAS_ROWS = 4  # where each sees the whole canvas
-MOST_SCORES = 1 << 27  # of one step of a judge, 1 GiB in float64
+MOST_SCORES = {"cpu": 1 << 21, "cuda": 1 << 27}  # of one step of a judge: on a CPU they should stay in the caches
 
 NO_HALO, WHOLE_CANVAS, NATTEN = "SDPA, no halo", "whole canvas, as in MAD", "NATTEN, a stride of one tile"
 MEANINGS = {WHOLE_CANVAS: "canvas", NATTEN: "neighbourhood"}
@@ -45,47 +51,76 @@ class AttentionJudge:
         self._layout, self._halo, self._prefix, self._inputs = layout, halo, prefix, inputs
         self._plainly = tuple(x.to(yardstick or x.dtype) for x in inputs)
         device, tokens = inputs[0].device, prefix + layout.tile_positions
+        self._every = torch.arange(tokens, device=device)
         some = torch.randperm(tokens, generator=torch.Generator().manual_seed(1))[: JUDGED_ROWS[device.type]]
-        self._rows = torch.tensor(sorted({*some.tolist(), 0, prefix, tokens - 1}), device=device)
-        self._results: dict[str, tuple[Tensor, Tensor]] = {}
+        self._some = torch.tensor(sorted({*some.tolist(), 0, prefix, tokens - 1}), device=device)
+        self._keys: dict[str, list[Tensor]] = {}
+        self._results: dict[tuple[str, str], Tensor] = {}
 
     def rows(self, meaning: str) -> Tensor:
-        """The places in the sequence that are looked at."""
-        return self._rows[:: -(-len(self._rows) // JUDGED_CANVAS_ROWS)] if meaning == "canvas" else self._rows
+        """The places in the sequence that are compared with float64."""
+        tiles, batch, tokens, heads, _ = self._inputs[0].shape
+        on_canvas = meaning == "canvas"
+        keys = tiles * math.prod(self._layout.size) if on_canvas else sum(len(x) for x in self._keys_of(meaning))
+        if batch * heads * tokens * keys <= MOST_EXACT_SCORES[self._every.device.type]:
+            return self._every
+        return self._some[:: -(-len(self._some) // JUDGED_CANVAS_ROWS)] if on_canvas else self._some
 
-    def result(self, meaning: str, exact: bool) -> Tensor:
-        """The right rows [T, B, H, R, D]: in float64, or as plain PyTorch has them in the inputs' precision."""
-        if meaning not in self._results:
-            self._results[meaning] = self._of_canvas() if meaning == "canvas" else self._of_tiles(meaning)
-        return self._results[meaning][exact]
+    def result(self, meaning: str, precision: str) -> Tensor:
+        """The right rows [T, B, H, R, D].
+
+        Args:
+            meaning: see above.
+            precision: "float64"; "plain", by plain PyTorch in the inputs' precision or the yardstick's, in the inputs'
+                dtype; or "float32", by plain PyTorch in float32, every row.
+        """
+        if (meaning, precision) not in self._results:
+            rows = self._every if precision == "float32" else self.rows(meaning)
+            inputs = tuple(x.float() for x in self._inputs) if precision == "float32" else self._inputs
+            inputs = self._plainly if precision == "plain" else inputs
+            make = self._of_canvas if meaning == "canvas" else partial(self._of_tiles, meaning)
+            found = make(inputs, rows, precision == "float64")
+            self._results[meaning, precision] = found.to(self._inputs[0].dtype) if precision == "plain" else found
+        return self._results[meaning, precision]
 
     def verdict(self, found: Tensor, way: Way) -> Verdict:
-        """Of the sampled rows; a NaN or infinity anywhere fails."""
+        """Of every row, all together and the worst; another dtype than the inputs', a NaN or infinity fail."""
         meaning = MEANINGS.get(way.name, "tile") if way.kind == "bound" else "halo"
         if meaning == "neighbourhood":  # its users hold the canvas
             found = peers.cut(found, self._layout)
-        if found.shape != self._inputs[0].shape or not bool(found.isfinite().all()):
+        of_inputs = self._inputs[0]
+        if found.shape != of_inputs.shape or found.dtype != of_inputs.dtype or not bool(found.isfinite().all()):
             return Verdict(float("inf"), 0.0)
-        rows = found[:, :, self.rows(meaning)].transpose(2, 3)
-        return budget(rows, self.result(meaning, False), self.result(meaning, True))
+        rows, by_head = self.rows(meaning), found.transpose(2, 3)
+        plain, exact = self.result(meaning, "plain"), self.result(meaning, "float64")
+        judged = budget_by_rows(by_head[..., rows, :], plain, exact)
+        if len(rows) == len(self._every):
+            return judged
+        near = self.result(meaning, "float32")
+        return nearest(judged, *near_enough(by_head, near, near[..., rows, :], plain, exact))
 
-    def _of_tiles(self, meaning: str) -> tuple[Tensor, Tensor]:
-        """Plain and exact."""
-        own = int((self._rows < self._prefix).sum())
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for tile in range(self._layout.num_tiles):
-            sequence = [(tile, n) for n in range(self._inputs[0].shape[2])]
-            seen = sequence if meaning == "tile" else self._seen(meaning, tile, sequence)
-            parts = [(self._rows[:own], self._at(sequence))] if own else []
-            parts.append((self._rows[own:], self._at(seen)))
-            for exact, inputs in enumerate((self._plainly, self._inputs)):
-                q, k, v = inputs[0][tile], inputs[1], inputs[2]
-                rows = [_attend(q[:, at], _listed(k, keys), _listed(v, keys), exact == 1) for at, keys in parts]
-                found[exact].append(torch.cat(rows, 2))
-        return torch.stack(found[0]), torch.stack(found[1])
+    def _of_tiles(self, meaning: str, inputs: Inputs, rows: Tensor, exact: bool) -> Tensor:
+        own = int((rows < self._prefix).sum())
+        found = []
+        for tile, (sequence, seen) in enumerate(zip(self._keys_of("tile"), self._keys_of(meaning), strict=True)):
+            parts = [(rows[:own], sequence), (rows[own:], seen)]
+            q, k, v = inputs[0][tile], inputs[1], inputs[2]
+            made = [_attend(q[:, at], _listed(k, x), _listed(v, x), exact) for at, x in parts if len(at)]
+            found.append(torch.cat(made, 2))
+        return torch.stack(found)
+
+    def _keys_of(self, meaning: str) -> list[Tensor]:
+        """What the canvas queries of each tile see, (tile, token) pairs [M, 2]."""
+        if meaning not in self._keys:
+            found = []
+            for tile in range(self._layout.num_tiles):
+                sequence = [(tile, n) for n in range(len(self._every))]
+                found.append(self._at(sequence if meaning == "tile" else self._seen(meaning, tile, sequence)))
+            self._keys[meaning] = found
+        return self._keys[meaning]
 
     def _at(self, keys: list[tuple[int, int]]) -> Tensor:
-        return torch.tensor(keys, dtype=torch.long, device=self._rows.device)
+        return torch.tensor(keys, dtype=torch.long, device=self._every.device)
 
     def _seen(self, meaning: str, tile: int, sequence: list[tuple[int, int]]) -> list[tuple[int, int]]:
         if meaning == "halo":
@@ -99,18 +134,24 @@ class AttentionJudge:
             seen.append((_row_major(index, self._layout.grid), _row_major(place, self._layout.tile)))
         return seen
 
-    def _of_canvas(self) -> tuple[Tensor, Tensor]:
-        """Plain and exact."""
-        exactly = tuple(x.double() for x in self._inputs)
-        return self._canvas_rows(self._plainly, False), self._canvas_rows(exactly, True)
-
-    def _canvas_rows(self, inputs: Inputs, exact: bool) -> Tensor:
+    def _of_canvas(self, inputs: Inputs, rows: Tensor, exact: bool) -> Tensor:
         axes = len(self._layout.size)
-        q, k, v = (peers.merged(x, self._layout) for x in inputs)
-        queries = peers.cut(q, self._layout)[:, :, self.rows("canvas")]
-        tiles, batch, rows, heads, dim = queries.shape
+        q, k, v = (peers.merged(x.double() if exact else x, self._layout) for x in inputs)
+        queries = peers.cut(q, self._layout)[:, :, rows]
+        tiles, batch, count, heads, dim = queries.shape
         out = _attend(queries.transpose(0, 1).flatten(1, 2), k.flatten(1, axes), v.flatten(1, axes), exact)
-        return out.view(batch, heads, tiles, rows, dim).permute(2, 0, 1, 3, 4)
+        return out.view(batch, heads, tiles, count, dim).permute(2, 0, 1, 3, 4)
+
+
+def near_enough(found: Tensor, near: Tensor, near_rows: Tensor, plain: Tensor, exact: Tensor) -> list[Verdict]:
+    """Whether a result is as near to `near`, of which `near_rows` could be compared, as one within its budget would be.
+
+    Who errs by at most the budget, and `near` by so much, differ by at most the sum.
+    """
+    return [
+        Verdict(error(found, near), budget(plain, plain, exact, error).allowed + error(near_rows, exact))
+        for error in (relative_error, worst_row)
+    ]
 
 
 def _listed(x: Tensor, keys: Tensor) -> Tensor:
@@ -123,13 +164,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, exact: bool) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not exact:
         return F.scaled_dot_product_attention(q, k.contiguous(), v.contiguous())
-    step = max(1, MOST_SCORES // (q.shape[0] * q.shape[2] * k.shape[2]))
-    parts = []
-    for first in range(0, q.shape[1], step):
-        qs, ks, vs = (x[:, first : first + step] for x in (q, k, v))
-        weights = (qs.double() @ ks.double().transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
-        parts.append(weights @ vs.double())
-    return torch.cat(parts, 1)
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    for entry, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        of_keys, of_values = k[entry, head].double(), v[entry, head].double()
+        for at in steps(q.shape[2], len(of_keys), q.device):
+            scores = q[entry, head, at].double() * q.shape[-1] ** -0.5 @ of_keys.T
+            out[entry, head, at] = scores.softmax(-1) @ of_values
+    return out
+
+
+def steps(queries: int, keys: int, device: torch.device) -> list[slice]:
+    """Queries in groups with so many scores that they can be held."""
+    step = max(1, MOST_SCORES[device.type] // keys)
+    return [slice(first, first + step) for first in range(0, queries, step)]
 
 
 def _row_major(index: list[int], shape: tuple[int, ...]) -> int:

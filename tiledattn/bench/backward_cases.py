@@ -15,11 +15,8 @@ from tiledattn.dispatch import provides
 
 from . import attention_cases as forward
 from . import peers
-from .attention_judge import rows_by_definition
-from .ways import Call, Case, Inputs, Judge, Verdict, Way, budget, our_backends, random
-
-Gradients = tuple[Tensor, Tensor, Tensor]
-ONE = (slice(None), slice(-1, None), slice(None), slice(-1, None))  # batch entries and heads are independent
+from .gradient_judge import GradientJudge
+from .ways import Call, Case, Inputs, Judge, Way, our_backends, random
 
 
 @dataclass(frozen=True)
@@ -51,29 +48,15 @@ class BackwardCase(forward.AttentionCase):
                 for name, kind in forward.SDPA[device.type].items()
             ),
             Way("FlexAttention", "peer", lambda inputs: _backward(flex.attend, None, inputs)),
-            forward.matrix_product(device, dtype),
         ]
 
     def _by_hand(self, device: torch.device, kind: SDPBackend | None, inputs: Inputs) -> Call:
-        rows = self._rows(device)
-        self.refuse_scores(kind, rows, copies=3)
-        return _backward(partial(peers.gather_and_attend, rows=rows), kind, inputs)
+        self.refuse_scores(kind, self._rows(device), copies=3)
+        return _backward(partial(peers.gather_and_attend, places=self.places(device)), kind, inputs)
 
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
-        """One head of one batch entry against float64, all for NaN."""
-        rows = rows_by_definition(self.layout, self.halo, inputs[0].device)
-        by_hand = partial(peers.gather_and_attend, rows=rows)
-        one = tuple(x[ONE].contiguous() for x in inputs)
-        exact = _backward(by_hand, None, tuple(x.double() for x in one))()
-        plain = _backward(by_hand, None, tuple(x.to(yardstick or x.dtype) for x in one))()
-
-        def verdict(found: Gradients, way: Way) -> Verdict:
-            if not all(bool(x.isfinite().all()) for x in found):
-                return Verdict(float("inf"), 0.0)
-            verdicts = [budget(f[ONE], p, e) for f, p, e in zip(found, plain, exact, strict=True)]
-            return max(verdicts, key=lambda v: v.error / v.allowed)
-
-        return verdict
+        """By `GradientJudge`: all tiles, batch entries and heads."""
+        return GradientJudge(self.layout, self.halo, inputs, yardstick).verdict
 
 
 def _backward(attend: Callable[..., Tensor], kind: SDPBackend | None, inputs: Inputs) -> Call:

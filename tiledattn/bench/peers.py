@@ -41,19 +41,24 @@ def gathered_rows(layout: ta.TileLayout, halo: tuple[int, ...], device: torch.de
     return torch.cat([own, halos], 1).to(device)
 
 
-def gather(x: Tensor, rows: Tensor) -> Tensor:
-    """[T, B, S, H, D] -> [T * B, H, M, D]: what each tile sees."""
-    tiles, batch, tokens, heads, dim = x.shape
-    flat = x.transpose(1, 2).reshape(tiles * tokens, batch, heads, dim)
-    return flat[rows].permute(0, 2, 3, 1, 4).flatten(0, 1)
+def of_batch(rows: Tensor, tokens: int, batch: int) -> Tensor:
+    """Flat tokens [T, M] as places in tensors [T, B, S, ...] that are flattened to [T * B * S, ...]; [T * B, M]."""
+    entries = torch.arange(batch, device=rows.device)[:, None] * tokens
+    return ((rows // tokens * batch * tokens + rows % tokens)[:, None] + entries).flatten(0, 1)
+
+
+def gather(x: Tensor, places: Tensor) -> Tensor:
+    """[T, B, S, H, D] -> [T * B, M, H, D]: what each tile sees, by `of_batch`, copied once."""
+    heads, dim = x.shape[3:]
+    return x.reshape(-1, heads * dim).index_select(0, places.flatten()).view(*places.shape, heads, dim)
 
 
 def attend_gathered(q: Tensor, keys: Tensor, values: Tensor, prefix: int = 0) -> Tensor:
-    """SDPA of every tile's queries, [T, B, S, H, D], over what was gathered for it.
+    """SDPA of every tile's queries, [T, B, S, H, D], over what was gathered for it, [T * B, M, H, D].
 
     Queries of the prefix see their own sequence only, so theirs is a second call.
     """
-    queries = q.flatten(0, 1).transpose(1, 2)
+    queries, keys, values = q.flatten(0, 1).transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
     out = F.scaled_dot_product_attention(queries[:, :, prefix:], keys, values)
     if prefix:
         own = q.shape[2]
@@ -62,9 +67,9 @@ def attend_gathered(q: Tensor, keys: Tensor, values: Tensor, prefix: int = 0) ->
     return out.transpose(1, 2).view(q.shape)
 
 
-def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
+def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, places: Tensor, prefix: int = 0) -> Tensor:
     """What one would write by hand."""
-    return attend_gathered(q, gather(k, rows), gather(v, rows), prefix)
+    return attend_gathered(q, gather(k, places), gather(v, places), prefix)
 
 
 def without_halo(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

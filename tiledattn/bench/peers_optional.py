@@ -93,13 +93,8 @@ def natten(layout: ta.TileLayout, halo: tuple[int, ...], device: torch.device, p
     return attend
 
 
-def gather_for_flash(x: Tensor, rows: Tensor) -> Tensor:
-    """[T, B, S, H, D] -> [B * T, M, H, D]: what each tile sees, heads last, as FlashAttention has it."""
-    return x.transpose(0, 1).flatten(1, 2)[:, rows].flatten(0, 1)
-
-
 def flash_attention(name: str, device: torch.device, dtype: torch.dtype, prefix: int = 0) -> Attend:
-    """FlashAttention's function on q [B * T, S, H, D] and gathered keys and values [B * T, M, H, D].
+    """FlashAttention's function on q [T * B, S, H, D] and gathered keys and values [T * B, M, H, D].
 
     Args:
         name: "flash_attn" or, for FlashAttention 3, "flash_attn_interface".

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,15 +13,24 @@ import tiledattn as ta
 from .ways import NotOfferedError
 
 
-def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
-    """The value-and-count loop of MultiDiffusion's pipelines, with uniform weights."""
-    value = tiles.new_zeros(*tiles.shape[1:3], *layout.size)
-    count = torch.zeros_like(value)
+def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Callable[[], Tensor]:
+    """The value-and-count loop of MultiDiffusion's pipelines, with uniform weights, ready to be called.
+
+    As in diffusers' panorama pipeline value and count are made once, before all steps, and zeroed in every step.
+    """
+    value = tiles.new_empty(*tiles.shape[1:3], *layout.size)
+    count = torch.empty_like(value)
     height, width = layout.tile
-    for tile, (y, x) in zip(tiles, layout.origins, strict=True):
-        value[:, :, y : y + height, x : x + width] += tile
-        count[:, :, y : y + height, x : x + width] += 1
-    return torch.where(count > 0, value / count, value)
+
+    def step() -> Tensor:
+        count.zero_()
+        value.zero_()
+        for tile, (y, x) in zip(tiles, layout.origins, strict=True):
+            value[:, :, y : y + height, x : x + width] += tile
+            count[:, :, y : y + height, x : x + width] += 1
+        return torch.where(count > 0, value / count, value)
+
+    return step
 
 
 def fold(tiles: Tensor, layout: ta.TileLayout) -> Tensor:

@@ -111,9 +111,42 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float("inf") if bool(error.isnan()) else float(error)
 
 
-def budget(found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
-    """At most twice what plain PyTorch errs in the same precision, plus one rounding unit."""
-    return Verdict(relative_error(found, exact), 2 * relative_error(plain, exact) + torch.finfo(found.dtype).eps)
+def worst_row(found: Tensor, exact: Tensor) -> float:
+    """The largest norm of a difference along the last axis over the root mean square of the exact norms there.
+
+    `relative_error` of many rows hides a wrong one; this does not. Infinite for NaN or a wrong shape.
+    """
+    if found.shape != exact.shape:
+        return float("inf")
+    wrong = torch.linalg.vector_norm(found.double() - exact.double(), dim=-1).max()
+    error = wrong / torch.linalg.vector_norm(exact.double(), dim=-1).square().mean().sqrt()
+    return float("inf") if bool(error.isnan()) else float(error)
+
+
+def budget(
+    found: Tensor, plain: Tensor, exact: Tensor, error: Callable[[Tensor, Tensor], float] = relative_error
+) -> Verdict:
+    """At most twice what plain PyTorch errs in the same precision, plus one rounding unit of that precision.
+
+    Args:
+        found: what a way made; in another dtype than `plain` it fails, since a way may not choose its own tolerance.
+        plain: the same by plain PyTorch, in the dtype of the inputs.
+        exact: the same in a wider one.
+        error: what is compared, `relative_error` or `worst_row`.
+    """
+    if found.dtype != plain.dtype:
+        return Verdict(float("inf"), 0.0)
+    return Verdict(error(found, exact), 2 * error(plain, exact) + torch.finfo(plain.dtype).eps)
+
+
+def budget_by_rows(found: Tensor, plain: Tensor, exact: Tensor) -> Verdict:
+    """The budget of all elements together or that of the worst row, whichever is nearer to being exceeded."""
+    return nearest(budget(found, plain, exact), budget(found, plain, exact, worst_row))
+
+
+def nearest(*verdicts: Verdict) -> Verdict:
+    """The verdict that is nearest to its limit, or the farthest beyond."""
+    return max(verdicts, key=lambda v: v.error / v.allowed if v.allowed else float("inf") if v.error else 0.0)
 
 
 def random(shape: Sequence[int], device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
