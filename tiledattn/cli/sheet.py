@@ -20,7 +20,7 @@ from .report import Row
 
 DPI = 100
 PICTURE_WIDTH = 768
-LABEL, GAP, STRIP, HEADER, BLOCK, FOOTER = 315, 84, 24, 78, 34, 24
+LABEL, GAP, STRIP, HEADER, BLOCK, FOOTER = 376, 84, 24, 78, 34, 24
 LINE, LETTER = 18, 8  # of the caption, pixels a line and a letter
 INK, GREY, TILE, SHARED, WRAP = "#20262e", "#7b8594", "#c3cad6", "#3b5bdb", "#e8590c"
 
