@@ -1,13 +1,13 @@
 """A case is run: what is wrong has no time."""
 
 import dataclasses
-from types import SimpleNamespace
+import time
 
 import pytest
 import torch
 
 import tiledattn as ta
-from tiledattn.bench import attention_cases, backward_cases, peers, report, runner, tile_cases, ways
+from tiledattn.bench import attention_cases, backward_cases, memory, peers, report, runner, tile_cases, ways
 
 CPU = torch.device("cpu")
 LAYOUT = ta.TileLayout((32, 32), 16, 0, True)
@@ -189,8 +189,8 @@ def test_out_of_the_caches(monkeypatch):
     assert made == [1]
 
 
-@pytest.mark.parametrize(("seconds", "known"), [(0.0, {}), (0.3, {"torch": 0.3})])
-def test_slow_ways_are_not_tried_again(monkeypatch, seconds, known):
+def estimates_of(monkeypatch, *more):
+    """What the runner tells the timing of the ways' calls."""
     seen = {}
     measure = runner.measure
 
@@ -198,9 +198,69 @@ def test_slow_ways_are_not_tried_again(monkeypatch, seconds, known):
         seen.update(estimates)
         return measure(*arguments)
 
-    clock = iter([0.0, seconds] * 9)
     monkeypatch.setattr(runner, "measure", noting)
-    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    case = Attention("attention", "tiny", {}, LAYOUT, (3, 3), 2, 16, 1)
-    runner.run(case, "float32", CPU, 0.0, lambda way: way.name == "torch")
-    assert seen == known
+    rows, _ = run(*more)
+    return seen, rows
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(0.0, {}), (0.25, {"slow": 0.25})])
+def test_slow_ways_are_not_tried_again(monkeypatch, seconds, known):
+    def prepare(inputs):
+        call = wrong_by(lambda x: x)(inputs)
+        return lambda: time.sleep(seconds) or call()
+
+    seen, _ = estimates_of(monkeypatch, ("slow", "peer", prepare))
+    assert seen == pytest.approx(known, rel=0.5)
+
+
+def test_collecting_garbage_does_not_make_a_call_slow(monkeypatch):
+    monkeypatch.setattr(memory.gc, "collect", lambda: time.sleep(0.3))
+    seen, rows = estimates_of(monkeypatch)
+    assert seen == {}
+    assert all(row["samples"] >= 3 for row in rows.values())
+
+
+def breaking_at(number, problem):
+    """A call that is right until it raises a problem at its call of that number."""
+
+    def prepare(inputs):
+        right, calls = wrong_by(lambda x: x)(inputs), iter(range(1, 1000))
+
+        def call():
+            if next(calls) >= number:
+                raise problem
+            return right()
+
+        return call
+
+    return prepare
+
+
+@pytest.mark.parametrize("number", [2, 4, 7], ids=["memory", "estimate", "sample"])
+def test_a_way_that_breaks_after_its_check_leaves_the_others(number):
+    oops, short = RuntimeError("oops"), torch.OutOfMemoryError("CUDA out of memory")
+    rows, entry = run(
+        ("ours breaks", "ours", breaking_at(number, oops)),
+        ("peer breaks", "peer", breaking_at(number, oops)),
+        ("no memory", "ours", breaking_at(number, short)),
+    )
+    assert rows["ours breaks"] == {"way": "ours breaks", "kind": "ours", "failed": "RuntimeError: oops"}
+    assert rows["peer breaks"] == {"way": "peer breaks", "kind": "peer", "skipped": "RuntimeError: oops"}
+    assert rows["no memory"]["skipped"] == "no memory: CUDA out of memory"
+    assert rows["torch"]["seconds"] > 0
+    assert entry["input_sets"] == 1
+
+
+def test_all_sets_are_tried_before_any_time(monkeypatch):
+    class Sets(runner.CpuClock):
+        sets = 2
+
+    monkeypatch.setattr(runner, "_clock", lambda *arguments: Sets())
+    made = iter(range(9))
+
+    def prepare(inputs):
+        return raising(RuntimeError("second set")) if next(made) else wrong_by(lambda x: x)(inputs)
+
+    rows, entry = run(("breaks", "ours", prepare))
+    assert rows["breaks"]["failed"] == "RuntimeError: second set"
+    assert entry["input_sets"] == 2

@@ -9,7 +9,7 @@ from tiledattn.bench import timing
 class FakeClock:
     """Every call takes as long as it says."""
 
-    protocol, sets, most_calls, short = "fake", 1, timing.MOST_CALLS, 0.0
+    protocol, sets, most_calls, warms_up = "fake", 1, timing.MOST_CALLS, False
 
     def __init__(self, **changes):
         self.order, self.time, self.lengths = [], 0.0, []
@@ -33,10 +33,11 @@ def measure(clock, calls, budget, **options):
 
 def test_ways_take_turns_and_begin_in_turn():
     clock = FakeClock()
-    found = measure(clock, taking(a=0.01, b=0.02, c=0.03), 0.2)
+    found = measure(clock, taking(a=0.01, b=0.02, c=0.03), 1.0)
     assert clock.order[:6] == [0.01, 0.01, 0.02, 0.02, 0.03, 0.03]  # to warm up
     assert clock.order[6:15] == [0.01, 0.02, 0.03, 0.02, 0.03, 0.01, 0.03, 0.01, 0.02]
     assert {name: times.median for name, times in found.items()} == pytest.approx({"a": 0.01, "b": 0.02, "c": 0.03})
+    assert {times.samples for times in found.values()} == {16}
 
 
 def test_a_small_budget_still_gives_some_samples_and_a_large_one_not_endless_ones():
@@ -47,16 +48,46 @@ def test_a_small_budget_still_gives_some_samples_and_a_large_one_not_endless_one
     assert measure(FakeClock(), {}, 1.0) == {}
 
 
-def test_fast_ways_go_on_when_slow_ones_have_used_their_share():
-    found = measure(FakeClock(), taking(fast=0.1, slow=2.0), 4.0)
+def test_slow_ways_take_part_in_fewer_rounds_but_to_the_end():
+    clock = FakeClock()
+    found = measure(clock, taking(fast=0.1, slow=2.0), 4.0)
     assert found["slow"].samples == 3
     assert found["fast"].samples == 20  # half of the budget
+    rounds = clock.order[3:]  # the fast way is tried twice, the slow one once
+    where = [number for number, seconds in enumerate(rounds) if seconds == 2.0]
+    assert len(rounds) == 23
+    assert where[0] <= 7 <= where[1] <= 15 <= where[2]
+
+
+def test_what_fast_ways_leave_is_the_slow_ones():
+    found = measure(FakeClock(), taking(fast=1e-3, slow=1.0), 6.3)
+    assert found["fast"].samples == timing.MOST_ROUNDS
+    assert found["slow"].samples == 5
+
+
+def test_a_call_that_breaks_is_named():
+    def broken():
+        raise RuntimeError("oops")
+
+    with pytest.raises(timing.CallError, match="b") as caught:
+        measure(FakeClock(), {**taking(a=0.1), "b": [broken]}, 1.0)
+    assert (caught.value.way, str(caught.value.__cause__)) == ("b", "oops")
+
+
+def test_what_a_sample_takes_beside_its_calls_is_paid_too():
+    class Flushing(FakeClock):
+        def seconds(self, calls):
+            found = super().seconds(calls)
+            self.time += 0.1
+            return found
+
+    assert measure(Flushing(most_calls=1), taking(a=0.1), 4.0)["a"].samples == 20
 
 
 def test_what_is_known_is_not_tried():
     clock = FakeClock()
     measure(clock, taking(a=1.0, b=0.5), 0.0, estimates={"a": 2.0})
-    assert clock.order == [0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5]
+    assert clock.order == [0.5, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5]
 
 
 def test_all_ways_make_the_same_number_of_calls():
@@ -65,21 +96,24 @@ def test_all_ways_make_the_same_number_of_calls():
     assert clock.lengths[:4] == [1, 1, 1, 1]
     assert set(clock.lengths[4:]) == {11}
     clock = FakeClock()
-    measure(clock, taking(fast=1e-6, slow=0.1), 1.0)  # a round of more calls would take more than a third
-    assert set(clock.lengths[4:]) == {3}
+    measure(clock, taking(fast=1e-6, slow=0.05), 0.9)  # a round of more calls would take more than a ninth
+    assert set(clock.lengths[4:]) == {1}
+    clock = FakeClock()
+    measure(clock, taking(fast=1e-4, slow=0.6), 1.0)
+    assert set(clock.lengths[3:]) == {1, 11}  # a long call is a sample by itself
 
 
-def test_a_short_sample_has_an_untimed_call_before_it():
+def test_a_sample_has_an_untimed_call_before_it_unless_calls_are_long():
     made = {"short": 0, "long": 0}
 
     def call(name, seconds):
         made[name] += 1
         return seconds
 
-    calls = {"short": [lambda: call("short", 0.01)], "long": [lambda: call("long", 0.1)]}
-    measure(FakeClock(short=0.05), calls, 0.0)
-    # the clock above calls once more for its notes; 2 estimates and 3 samples of a call each
-    assert made == {"short": 2 * 5 + 3, "long": 2 * 5}
+    calls = {"short": [lambda: call("short", 0.4)], "long": [lambda: call("long", 0.5)]}
+    measure(FakeClock(warms_up=True), calls, 0.0)
+    # the clock above calls once more for its notes; 2 estimates or 1, and 3 samples of a call each
+    assert made == {"short": 2 * 5 + 3, "long": 2 * 4}
 
 
 def test_calls_go_round_the_sets():

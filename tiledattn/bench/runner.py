@@ -15,7 +15,7 @@ import tiledattn as ta
 
 from . import attention_cases
 from .memory import extra_bytes
-from .timing import Clock, ColdCpuClock, CpuClock, CudaClock, measure
+from .timing import CallError, Clock, ColdCpuClock, CpuClock, CudaClock, Times, measure
 from .variants import held, products, yardstick
 from .ways import DTYPES, Call, Case, Inputs, Judge, NotOfferedError, Way
 
@@ -49,7 +49,7 @@ def run(
     }
     try:
         with products(dtype):
-            return {**entry, "rows": _rows(case, dtype, device, seconds, wanted, cold)}
+            return entry | _measured(case, dtype, device, seconds, wanted, cold)
     except NotOfferedError as reason:
         row = {"skipped": _line(reason)}
     except (MemoryError, torch.OutOfMemoryError) as reason:
@@ -62,9 +62,9 @@ def run(
     return {**entry, "rows": [{"way": ALL_WAYS, "kind": "ours", **row}]}
 
 
-def _rows(
+def _measured(
     case: Case, dtype: str, device: torch.device, seconds: float, wanted: Callable[[Way], bool], cold: bool
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     precision = DTYPES[dtype]
     first = held(case.inputs(device, precision, 0), dtype)
     clock = _clock(device, first, cold)
@@ -78,18 +78,63 @@ def _rows(
         rows[way.name].update(outcome)
         if ready:
             calls[way.name] = ready
+        if ready and way.kind == "limit":
+            rows[way.name]["extra_bytes"] = None
         if way.kind == "limit" and case.unit == "TFLOP/s":
             rows[way.name]["amount"] = attention_cases.product_flop(device)
     estimates: dict[str, float] = {}
-    for name, of_sets in calls.items():
-        began = time.perf_counter()
-        rows[name]["extra_bytes"] = None if rows[name]["kind"] == "limit" else extra_bytes(of_sets[0], device)
-        spent = time.perf_counter() - began
-        if device.type == "cpu" and spent >= SLOW_SECONDS and rows[name]["kind"] != "limit":
+    for name in [name for name in calls if rows[name]["kind"] != "limit"]:
+        try:
+            rows[name]["extra_bytes"], spent = _memory(calls[name][0], device)
+        except Exception as problem:
+            rows[name] = _broken(rows[name], problem)
+            del calls[name]
+            continue
+        if device.type == "cpu" and spent >= SLOW_SECONDS:
             estimates[name] = spent  # slow ways are called no more often than they must be
-    for name, times in measure(clock, calls, seconds, estimates=estimates).items():
+    for name, times in _times(clock, calls, rows, seconds, estimates).items():
         rows[name].update(seconds=times.median, spread=times.spread, samples=times.samples)
-    return list(rows.values())
+    return {"input_sets": len(sets), "rows": list(rows.values())}
+
+
+def _memory(call: Call, device: torch.device) -> tuple[int | None, float]:
+    """Extra bytes of a call, and its seconds without what counting them takes."""
+    spent = 0.0
+
+    def timed() -> Any:
+        nonlocal spent
+        began = time.perf_counter()
+        result = call()
+        spent = time.perf_counter() - began
+        return result
+
+    return extra_bytes(timed, device), spent
+
+
+def _times(
+    clock: Clock,
+    calls: dict[str, list[Call]],
+    rows: dict[str, dict[str, Any]],
+    seconds: float,
+    estimates: dict[str, float],
+) -> dict[str, Times]:
+    """Times of the calls, without those that break meanwhile: their rows say so, and the others begin again."""
+    while True:
+        try:
+            return measure(clock, calls, seconds, estimates=estimates)
+        except CallError as broken:
+            rows[broken.way] = _broken(rows[broken.way], broken.__cause__ or broken)
+            del calls[broken.way]
+
+
+def _broken(row: dict[str, Any], problem: BaseException) -> dict[str, Any]:
+    """The row of a way that raised something: of ours a failure, unless memory was short."""
+    about = {"way": row["way"], "kind": row["kind"]}
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return {**about, "skipped": f"no memory: {_line(problem)}"}
+    if isinstance(problem, NotOfferedError | ta.BackendUnavailableError):
+        return {**about, "skipped": _line(problem)}
+    return {**about, "failed" if row["kind"] == "ours" else "skipped": f"{type(problem).__name__}: {_line(problem)}"}
 
 
 def _clock(device: torch.device, inputs: Inputs, cold: bool) -> Clock:
@@ -100,15 +145,16 @@ def _clock(device: torch.device, inputs: Inputs, cold: bool) -> Clock:
 
 def _check(way: Way, sets: list[Inputs], judge: Judge) -> tuple[dict[str, Any], list[Call]]:
     """Error and calls of a way, or why there are none."""
+    row = {"way": way.name, "kind": way.kind}
     try:
         calls = [way.prepare(inputs) for inputs in sets]
         found = calls[0]()
         verdict = None if way.kind == "limit" else judge(found, way)
-    except (NotOfferedError, ta.BackendUnavailableError) as reason:
-        return {"skipped": _line(reason)}, []
-    except Exception as problem:  # whatever a peer's kernel raises where it can't do a case
-        outcome = "failed" if way.kind == "ours" else "skipped"
-        return {outcome: f"{type(problem).__name__}: {_line(problem)}"}, []
+        del found
+        for call in calls[1:]:
+            call()
+    except Exception as problem:  # whatever a kernel raises where it can't do a case
+        return _broken(row, problem), []
     if verdict is None:
         return {}, calls
     if not verdict.passed:

@@ -1,21 +1,25 @@
 """Times of several calls, taken in turns so that whatever else the machine does strikes all of them alike.
 
-Every way of a case makes the same number of calls in a sample, so that none is timed warmer than another. What a sample
-finds in the caches is one of three protocols:
+Every way of a case makes the same number of calls in a sample, so that none is timed warmer than another; a call of
+half a second or more is a sample by itself. All ways have a sample in every round. Where a case's time is too short for
+`GOOD_ROUNDS` rounds, fast ways have more samples than slow ones, which then take part in every second, third, ...
+round, so that the samples of each are spread over all of that time. What a sample finds in the caches is one of three
+protocols:
 
-- "warm" (CPU, the default): what the way's own last call left there. Where a sample is short, an untimed call comes
-  first, since the sample before it was another way's; in a long sample one call's worth of caches is lost in the rest.
+- "warm" (CPU, the default): what the way's own last call left there: an untimed call comes first, since the sample
+  before it was another way's. Calls of half a second or more have none: filling the caches takes milliseconds.
 - "out of caches" (CPU, `--cold`): nothing. A buffer of twice the last-level cache is overwritten before each call, and
   a sample is one call.
 - "cold inputs" (CUDA): the second-level cache is overwritten before a sample, and its calls go round several sets of
-  inputs that are together larger than the cache. Results and scratch memory may stay there.
+  inputs, as many as are together twice as large as the cache, at most `MOST_SETS`: of small inputs the later calls of a
+  sample may find some there, as they may find results and scratch memory. A case says how many sets it had.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,11 +28,11 @@ from torch import Tensor
 
 from .ways import Call
 
-LONG_SECONDS = 1.0
+LONG_SECONDS = 0.5  # of a call that is a sample by itself, with no untimed call before it
 LEAST_SECONDS = 1e-3  # of a sample of the fastest way; shorter calls are repeated within it
-SHORT_SECONDS = 0.05  # a sample that is shorter has an untimed call before it
 MOST_CALLS = 64
-MOST_ROUNDS = 200
+MOST_SETS = 32
+LEAST_ROUNDS, GOOD_ROUNDS, MOST_ROUNDS = 3, 9, 200
 DEFAULT_CACHE_BYTES = 64 << 20
 WARM, COLD, COLD_INPUTS = "warm", "out of caches", "cold inputs"
 
@@ -55,13 +59,13 @@ class Clock(Protocol):
         protocol: what the caches hold, as above.
         sets: of inputs that the calls of a sample go round.
         most_calls: in a sample.
-        short: in seconds; samples that are shorter have an untimed call before them.
+        warms_up: whether samples have an untimed call before them.
     """
 
     protocol: str
     sets: int
     most_calls: int
-    short: float
+    warms_up: bool
 
     def seconds(self, calls: Sequence[Call]) -> float:
         """Of one call on average."""
@@ -71,7 +75,7 @@ class Clock(Protocol):
 class CpuClock:
     """Wall-clock time of calls one after another: the protocol "warm"."""
 
-    protocol, sets, most_calls, short = WARM, 1, MOST_CALLS, SHORT_SECONDS
+    protocol, sets, most_calls, warms_up = WARM, 1, MOST_CALLS, True
 
     def seconds(self, calls: Sequence[Call]) -> float:
         """Of one call on average."""
@@ -84,7 +88,7 @@ class CpuClock:
 class ColdCpuClock:
     """Wall-clock time of single calls that find nothing in the caches: the protocol "out of caches"."""
 
-    protocol, sets, most_calls, short = COLD, 1, 1, 0.0
+    protocol, sets, most_calls, warms_up = COLD, 1, 1, False
 
     def __init__(self, cache_bytes: int | None = None) -> None:
         size = 2 * (last_level_cache() or DEFAULT_CACHE_BYTES // 2) if cache_bytes is None else 2 * cache_bytes
@@ -108,11 +112,11 @@ class CudaClock:
     than the kernels.
     """
 
-    protocol, most_calls, short = COLD_INPUTS, MOST_CALLS, 0.0
+    protocol, most_calls, warms_up = COLD_INPUTS, MOST_CALLS, False
 
     def __init__(self, device: torch.device, input_bytes: int) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        self.sets = max(1, min(8, -(-2 * cache // max(1, input_bytes))))
+        self.sets = max(1, min(MOST_SETS, -(-2 * cache // max(1, input_bytes))))
         self._flush: Tensor = torch.empty(max(2 * cache, 1 << 28), dtype=torch.uint8, device=device)
         event: Any = torch.cuda.Event  # its signature has no types
         self._begin, self._end = (event(enable_timing=True) for _ in range(2))
@@ -128,60 +132,105 @@ class CudaClock:
         return float(self._begin.elapsed_time(self._end)) / 1e3 / len(calls)
 
 
+class CallError(Exception):
+    """A call broke while it was timed; `way` is whose, the cause is what it raised."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(way)
+        self.way = way
+
+
 def measure(
     clock: Clock,
     calls: Mapping[str, Sequence[Call]],
     budget: float,
-    least_rounds: int = 3,
+    least_rounds: int = LEAST_ROUNDS,
     now: Callable[[], float] = time.perf_counter,
     estimates: Mapping[str, float] | None = None,
 ) -> dict[str, Times]:
     """Times of the calls by name, each a list with one call per set of inputs, in about `budget` seconds.
 
-    Every round takes one sample of each, beginning with another one than the round before. When no further round fits
-    the budget, ways that have not used their equal share of it go on without the slow ones. `estimates` are about the
-    seconds of a call, where they are known; the others' calls are tried.
+    A round takes one sample of each way whose turn it is, beginning with another one than the round before. Every way
+    has at least `least_rounds` samples, whatever the budget.
+    `estimates` are about the seconds of a call, where they are known; the others' calls are tried.
+
+    Raises:
+        CallError: a call raised something.
     """
-    known = estimates or {}
-    once = {name: known.get(name) or _estimate(clock, of_sets) for name, of_sets in calls.items()}
-    count = _calls_per_sample(clock, once, budget / least_rounds)
-    of_way = {name: list(itertools.islice(itertools.cycle(c), max(count, len(c)))) for name, c in calls.items()}
-    cost = {name: once[name] * len(of_way[name]) for name in calls}
+    known = {name: (seconds, 0.0) for name, seconds in (estimates or {}).items()}
+    tried = {name: known.get(name) or _estimate(clock, name, of_sets, now) for name, of_sets in calls.items()}
+    brief = [seconds for seconds, _ in tried.values() if seconds < LONG_SECONDS]
+    count = _calls_per_sample(clock, brief, budget / max(GOOD_ROUNDS, least_rounds))
+    of_way: dict[str, list[Call]] = {}
+    warm, cost = dict[str, bool](), dict[str, float]()
+    for name, of_sets in calls.items():
+        once, beside = tried[name]
+        long = once >= LONG_SECONDS
+        warm[name] = clock.warms_up and not long
+        of_way[name] = list(itertools.islice(itertools.cycle(of_sets), max(1 if long else count, len(of_sets))))
+        cost[name] = once * (len(of_way[name]) + warm[name]) + beside
+    wanted = _samples(cost, budget, least_rounds)
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    spent = dict.fromkeys(calls, 0.0)
-    names = list(calls)
-    for number in range(MOST_ROUNDS):
-        first = number % max(1, len(names))
-        whole_round = sum(spent.values()) + sum(cost.values()) <= budget
-        due = [
-            name
-            for name in names[first:] + names[:first]
-            if number < least_rounds or whole_round or spent[name] + cost[name] <= budget / len(names)
-        ]
+    for due in _rounds(wanted):
         for name in due:
-            began = now()
-            if cost[name] < clock.short:
-                of_way[name][-1]()
-            samples[name].append(clock.seconds(of_way[name]))
-            spent[name] += now() - began
-        if not due:
-            break
+            samples[name].append(_sample(clock, name, of_way[name], warm[name]))
     return {name: summary(found) for name, found in samples.items()}
 
 
-def _estimate(clock: Clock, calls: Sequence[Call]) -> float:
-    """Seconds of a call; the shorter of two, unless one has warmed all there is to warm."""
-    once = clock.seconds(calls)
-    return once if once >= LONG_SECONDS else min(once, clock.seconds(calls))
+def _sample(clock: Clock, name: str, calls: Sequence[Call], warm: bool) -> float:
+    try:
+        if warm:
+            calls[-1]()
+        return clock.seconds(calls)
+    except Exception as problem:  # whatever it is, the other ways are still worth their time
+        raise CallError(name) from problem
 
 
-def _calls_per_sample(clock: Clock, once: Mapping[str, float], of_round: float) -> int:
+def _estimate(clock: Clock, name: str, calls: Sequence[Call], now: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a call, the shorter of two unless it is long, and what a sample takes beside its calls."""
+    began = now()
+    once = _sample(clock, name, calls, warm=False)
+    if once < LONG_SECONDS:
+        began, first = now(), once
+        once = _sample(clock, name, calls, warm=False)
+        beside = max(0.0, now() - began - once * len(calls))
+        return min(first, once), beside
+    return once, max(0.0, now() - began - once * len(calls))
+
+
+def _calls_per_sample(clock: Clock, once: Sequence[float], of_round: float) -> int:
     """So many that the fastest way's sample lasts `LEAST_SECONDS`, while a round of all lasts at most `of_round`."""
     if not once:
         return 1
-    wanted = int(LEAST_SECONDS / max(min(once.values()), 1e-9)) + 1
-    affordable = int(of_round / max(sum(once.values()), 1e-9))
+    wanted = int(LEAST_SECONDS / max(min(once), 1e-9)) + 1
+    affordable = int(of_round / max(sum(once), 1e-9))
     return max(1, min(clock.most_calls, wanted, affordable))
+
+
+def _samples(cost: Mapping[str, float], budget: float, least: int) -> dict[str, int]:
+    """How many samples each way has, by the seconds of one.
+
+    All as many, if that is `GOOD_ROUNDS` or more; else equal shares of the budget, and what fast ways leave is the
+    others'.
+    """
+    common = min(MOST_ROUNDS, int(budget / max(sum(cost.values()), 1e-9)))
+    if common >= max(GOOD_ROUNDS, least):
+        return dict.fromkeys(cost, common)
+    left, found = budget, dict[str, int]()
+    for place, name in enumerate(sorted(cost, key=lambda name: cost[name])):
+        affordable = int(left / (len(cost) - place) / max(cost[name], 1e-9))
+        found[name] = max(least, min(MOST_ROUNDS, affordable))
+        left = max(0.0, left - found[name] * cost[name])
+    return {name: found[name] for name in cost}
+
+
+def _rounds(wanted: Mapping[str, int]) -> Iterator[list[str]]:
+    """The ways of each round, so that every way's samples are evenly spread over all rounds."""
+    names, most = list(wanted), max(wanted.values(), default=0)
+    for number in range(most):
+        first = number % len(names)
+        due = {name for name, count in wanted.items() if (number + 1) * count // most > number * count // most}
+        yield [name for name in names[first:] + names[:first] if name in due]
 
 
 def last_level_cache(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int | None:
