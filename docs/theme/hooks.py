@@ -6,20 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
-_UNWRITTEN = ("quality.md",)
-
 # A link out of docs/, as it works in the source tree: [text](../path).
 _OUTSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)+([^)#\s]+)(#[^)\s]*)?\)")
-
-
-def on_files(files: Files, config: Any) -> Files:
-    """The pages with those that the navigation names and nobody has written yet."""
-    for name in _UNWRITTEN:
-        if files.get_file_from_path(name) is None:
-            files.append(File.generated(config, name, content=f"# {Path(name).stem}\n\nNot written yet.\n"))
-    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:

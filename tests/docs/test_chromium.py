@@ -20,7 +20,7 @@ from .pages import ROOT
 from .site import build
 
 SHOTS = ROOT / "build" / "site-shots"
-PAGES = ("index", "concepts", "api/tiledattn", "benchmarks")
+PAGES = ("index", "concepts", "api/tiledattn", "benchmarks", "quality")
 WIDTHS = {390: 844, 1280: 800}
 ASKED = {
     "overflow": "document.documentElement.scrollWidth - window.innerWidth",
