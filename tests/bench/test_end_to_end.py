@@ -83,7 +83,14 @@ def test_the_fastest_view_batch_is_taken(monkeypatch):
 
 
 def interval(low, high):
-    return Interval((low + high) / 2, low, high, 8)
+    return Interval(math.sqrt(low * high), low, high, 8)
+
+
+def test_equal_is_a_ratio_whose_interval_holds_one():
+    """Intervals that just meet are apart."""
+    assert end_to_end_study.equal(interval(0.9, 1.1), interval(0.95, 1.3))
+    assert not end_to_end_study.equal(interval(0.77, 1.37), interval(0.57, 0.80))
+    assert end_to_end_study.equal(interval(0.77, 1.37), interval(0.69, 1.04))
 
 
 def a_row(kind, overlap, seconds, seams, tones=(0.9, 1.1)):
