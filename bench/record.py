@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tiledattn.bench import report
+from tiledattn.bench.tables import LIMIT_OF
 from tiledattn.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -28,21 +29,36 @@ def record(source: Path, folder: Path = RESULTS) -> Path:
     """Copies a valid run to its place.
 
     Raises:
-        ValueError: it is no run, or a result of tiledattn failed its check.
+        ValueError: it is no run, a result of tiledattn failed its check or was not compared, or the machine's limits,
+            which rates are over, are not there.
     """
     data = report.validate(json.loads(source.read_text()))
-    wrong = [
-        f"{row['way']} ({case['case']}, {case['dtype']})"
+    ours = [
+        (row, f"{row['way']} ({case['case']}, {case['dtype']})")
         for case in data["cases"]
         for row in case["rows"]
-        if row["kind"] == "ours" and "failed" in row
+        if row["kind"] == "ours"
     ]
+    wrong = [name for row, name in ours if "failed" in row]
     if wrong:
         raise ValueError(f"{source}: not kept, since results failed their check: {'; '.join(wrong)}")
+    unseen = [name for row, name in ours if "seconds" in row and row["error"] is None]
+    if unseen:
+        raise ValueError(f"{source}: not kept, since results were not compared: {'; '.join(unseen)}")
+    lacking = missing_limits(data)
+    if lacking:
+        raise ValueError(f"{source}: not kept, since limits of the machine are missing: {', '.join(lacking)}")
     target = place(data, folder)
     with whole_file(target) as path:
-        path.write_text(json.dumps(data, indent=1) + "\n")
+        path.write_text(report.dumps(data))
     return target
+
+
+def missing_limits(data: dict[str, Any]) -> list[str]:
+    """The limits that a run's rates ask for and that it lacks: a copy, a matrix product in at least one dtype."""
+    wanted = dict.fromkeys(LIMIT_OF[case["unit"]] for case in data["cases"] if case["unit"])
+    known = {limit["name"] for limit in data["limits"]}
+    return [name for name in wanted if name not in known]
 
 
 def latest_results(folder: Path = RESULTS) -> list[Path]:

@@ -3,19 +3,20 @@
 ROW = {"seconds": 0.002, "spread": 0.05, "samples": 9, "extra_bytes": 1_500_000}
 RIGHT = {"error": 1e-4, "allowed": 2e-4}
 CASE = {"operation": "attention", "dtype": "float32", "unit": "TFLOP/s", "amount": 1e9, "least_bytes": 1e7}
+ENVIRONMENT = {
+    "date": "2026-01-02",
+    "commit": "abc",
+    "device": "cpu",
+    "device_name": "a processor",
+    "python": "3.11",
+    "torch": "2.13",
+    "threads": 2,
+    "protocol": "warm",
+}
 RUN = {
     "format": 2,
     "command": "tiledattn bench --quick",
-    "environment": {
-        "date": "2026-01-02",
-        "commit": "abc",
-        "device": "cpu",
-        "device_name": "a processor",
-        "python": "3.11",
-        "torch": "2.13",
-        "threads": 2,
-        "protocol": "warm",
-    },
+    "environment": ENVIRONMENT,
     "limits": [
         {
             "name": "matrix product",
@@ -82,6 +83,8 @@ RUN = {
             "memory_exponent": [1.0, 1.0, 1.0],
             "work_exponent": 1.0,
             "note": "a note on the fit",
+            "command": "tiledattn bench scaling",
+            "environment": dict(ENVIRONMENT),
         }
     ],
 }

@@ -17,6 +17,11 @@ XS = [1.0, 2.0, 4.0, 8.0, 16.0]
 RIGHT, WRONG = Verdict(0.1, 0.2), Verdict(0.3, 0.2)
 
 
+@pytest.fixture(autouse=True)
+def memory_is_taken_once(monkeypatch):
+    monkeypatch.setattr(scaling, "MEMORY_CALLS", 1)
+
+
 def power(exponent, rounds=7, noise=0.0, seed=0):
     generator = np.random.default_rng(seed)
     return 3e-3 * np.asarray(XS) ** exponent * np.exp(noise * generator.standard_normal((rounds, len(XS))))
@@ -90,7 +95,7 @@ def sweep(make=ready, against="canvas area", **options):
 def test_an_entry_is_valid_and_fitted_from_where_the_sweep_says():
     entry, reason = scaling.measured(sweep(fit_from=4.0), 3, CPU)
     assert reason == ""
-    report.validate({**RUN, "scaling": [entry]})
+    report.validate({**RUN, "scaling": [{**entry, "command": "", "environment": RUN["environment"]}]})
     assert [point["x"] for point in entry["points"]] == XS
     assert entry["fit_from"] == 4.0
     assert entry["work_exponent"] == pytest.approx(1.0)
@@ -146,8 +151,32 @@ def test_ctrl_c_keeps_what_is_done(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sweeps, "all_sweeps", lambda *given: [sweep(), sweep(stop, "tile")])
     path = tmp_path / "run.json"
     assert scaling.main(["--device", "cpu", "--rounds", "2", "--json", str(path)]) == 130
-    assert "the sweeps that were done are kept" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert f"stopped; the 1 sweeps that were done are kept in {path}" in err
+    assert "| adding | canvas area |" in out
     assert [entry["against"] for entry in json.loads(path.read_text())["scaling"]] == ["canvas area"]
+
+
+def test_ctrl_c_without_a_file_prints_what_is_done(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "examine", lambda device: RUN["environment"])
+    monkeypatch.setattr(sweeps, "all_sweeps", lambda *given: [sweep(), sweep(stop, "tile")])
+    assert scaling.main(["--device", "cpu", "--rounds", "2"]) == 130
+    out, err = capsys.readouterr()
+    assert "stopped; the 1 sweeps that were done are below" in err
+    assert "| adding | canvas area |" in out
+    assert "exponents of at most 1.05 against canvas area, adding, float32: time" in out
+
+
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    made = []
+    monkeypatch.setattr(environment, "examine", lambda device: RUN["environment"])
+    monkeypatch.setattr(sweeps, "all_sweeps", lambda *given: [sweep(lambda: made.append(1) or ready())])
+    assert scaling.main(["--device", "cpu", "--json", str(tmp_path)]) == 2
+    assert made == []
+    assert "a folder is in its place" in capsys.readouterr().err
 
 
 def test_help_has_examples_and_an_unknown_option_is_bad_usage(capsys):
@@ -187,13 +216,16 @@ def test_the_command_fills_a_run_and_replaces_what_it_measured_before(tmp_path, 
     assert first["command"] == f"tiledattn bench scaling {' '.join(command)}"
     assert first["environment"] == about
     assert report.tables(first).count("tiledattn bench scaling") == 1
-    path.write_text(json.dumps({**RUN, "environment": about}))
+    assert first["scaling"][0]["environment"] == about
+    path.write_text(json.dumps({**RUN, "environment": {**about, "commit": "older"}}))
     assert scaling.main(command) == 0
     assert scaling.main(command) == 0
     merged = report.validate(json.loads(path.read_text()))
     assert merged["cases"] == RUN["cases"]
     assert [entry["operation"] for entry in merged["scaling"]] == ["attention", "adding"]
-    assert f"{RUN['command']}\n{first['command']}\n" in report.tables(merged)
+    text = report.tables(merged)
+    assert f"{RUN['command']}\n{RUN['scaling'][0]['command']}\n{first['command']}\n" in text
+    assert "measured otherwise than the cases: adding/canvas area/float32: commit abc instead of older." in text
 
 
 @pytest.mark.parametrize(

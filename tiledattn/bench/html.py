@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..files import whole_file
 from . import plots
+from .notes import Data
 from .report import validate
 from .tables import (
     Cell,
-    Data,
     Table,
     about,
     commands,
@@ -110,9 +110,10 @@ def _top(data: Data, drawn: bool) -> str:
     command = f"<pre>{escape(NEWLINE.join(typed))}</pre>" if typed else ""
     limits = limits_table(data)
     reading = (
-        "Every result was compared with float64 before any time was taken; what failed has no figure. Times are "
-        "medians ± interquartile range, all ways of a case taken in turns. A way's column is its time over ours, so "
-        "above 1 tiledattn is faster; the fastest way of a row is bold, whichever it is."
+        "Results were compared with those of a wider precision before any time was taken; what failed has no figure, "
+        "what was not compared is named. Times are medians ± interquartile range, the ways of a case taken in turns. "
+        "A way's column is its time over ours, so above 1 tiledattn is faster; the fastest way of a row is bold, "
+        "whichever it is. Other work does not give the same result: its column is its time, never bold."
     )
     return (
         f"<dl>{listed}</dl>{command}"

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..geometry import TileLayout, attention_plan
-from .tables import Cell, Note, Table, bytes_text
+from .notes import Note
+from .tables import Cell, Table, bytes_text
 
 CANVASES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 OVERLAPS = (25, 50, 75)  # percent of a tile's side

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from .notes import Data, exponent_text
 from .roofline import points, roofs
-from .tables import Data, exponent_text, first_of_ours, operations
+from .tables import first_of_ours, operations
 
 SERIES = 8
 CASES_PER_PLOT = 10
@@ -142,7 +143,7 @@ def roofline_plots(data: Data) -> list[Plot]:
     for number, top in enumerate(tops):
         ridge = top.operations / top.bytes
         xs = sorted({low, min(max(ridge, low), high), high})
-        axes.plot(xs, [top.at(x) / 1e12 for x in xs], color=_colour(number), linewidth=1.4, label=f"limit, {top.dtype}")
+        axes.plot(xs, [top.at(x) / 1e12 for x in xs], color=_colour(number), linewidth=1.4, label=f"roof, {top.dtype}")
     labels = set()
     for point in found:
         if point.dtype not in dtypes:
@@ -158,7 +159,8 @@ def roofline_plots(data: Data) -> list[Plot]:
     _powers_of_two(axes)
     _legend(figure, *axes.get_legend_handles_labels())
     caption = (
-        "Useful operations a second against operations per byte that must move at least; the lines are the limits."
+        "Useful operations a second against operations per byte that must move at least. The roofs are what torch's "
+        "copy and matrix product reach on the machine, so that a case can be above them."
     )
     return [Plot("Roofline", caption, _svg(figure, "Roofline"))]
 

@@ -1,4 +1,4 @@
-"""What a case can reach on a machine: its arithmetic, its copies, and the work that a byte allows.
+"""What torch's arithmetic and copies reach on a machine, and the work that a byte allows.
 
 After Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore architectures",
 Communications of the ACM 52 (4), 2009.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .tables import LIMIT_OF, SCALES, Data, first_of_ours, winner
+from .notes import Data
+from .tables import LIMIT_OF, SCALES, first_of_ours, winner
 
 
 class Roof(NamedTuple):
-    """A machine's limits in one dtype: operations a second, bytes a second."""
+    """What torch reaches on a machine in one dtype: operations a second, bytes a second."""
 
     dtype: str
     operations: float
@@ -36,7 +37,7 @@ class Point(NamedTuple):
 
 
 def roofs(data: Data) -> list[Roof]:
-    """One for every dtype whose matrix product was measured, if a copy was."""
+    """One for every dtype whose matrix product was measured, the fastest of them, if a copy was; the first copy."""
     rates: dict[str, list[tuple[str, float]]] = {"matrix product": [], "copy": []}
     for limit in data["limits"]:
         if limit["name"] in rates:
@@ -44,7 +45,8 @@ def roofs(data: Data) -> list[Roof]:
     if not rates["copy"]:
         return []
     _, copy = rates["copy"][0]
-    return [Roof(dtype, rate, copy) for dtype, rate in rates["matrix product"]]
+    dtypes = dict.fromkeys(dtype for dtype, _ in rates["matrix product"])
+    return [Roof(dtype, max(rate for of, rate in rates["matrix product"] if of == dtype), copy) for dtype in dtypes]
 
 
 def points(data: Data) -> list[Point]:

@@ -8,6 +8,9 @@ does not count. The time of a size is the median over the rounds.
 The exponent of a sweep is the slope of log time over log size (`tiledattn.bench.fitting` tells how its interval is
 found), fitted from the size on that the sweep names. Memory is inputs, outputs and what the call takes at its peak
 beyond them (`tiledattn.bench.memory`), the largest of three calls.
+
+Every entry keeps the command and the environment that it was made with: a run that is filled may be of another commit.
+Whether the exponents against canvas area are at most 1.05 is printed below the table and does not change the exit code.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import whole_file
+from ..files import check_writable, whole_file
 from . import report
 from .fitting import fit
-from .tables import Data, scaling_table
+from .notes import Data
+from .tables import scaling_table
 
 if TYPE_CHECKING:
     import torch
@@ -92,48 +96,52 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(sweep.name for sweep in every))
         return 0 if options.list else _refuse(f"--sweep {' '.join(globs)}: no sweep has such a name; they are above")
     try:
-        data = _run_to_fill(options.json, environment.examine(device.type), command)
+        about = environment.examine(device.type)
+        data = _run_to_fill(options.json, about, command)
     except (OSError, ValueError) as problem:
         return _refuse(str(problem))
-    files = Kept(data, options.json, command)
+    files = Kept(data, options.json, command, about)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    failed, stopped = 0, False
     try:
-        failed = _measure_all(chosen, rounds, device, files)
+        for sweep in chosen:
+            failed += _measure(sweep, rounds, device, files)
     except KeyboardInterrupt:
-        print("\nbench scaling: stopped; the sweeps that were done are kept", file=sys.stderr)
-        return 130
-    print("\n".join(report.lines_of(scaling_table(data))))
-    return 1 if failed else 0
+        stopped = True
+        where = f"kept in {options.json}" if options.json else "below"
+        print(f"\nbench scaling: stopped; the {files.added} sweeps that were done are {where}", file=sys.stderr)
+    if data["scaling"]:
+        print("\n".join(report.lines_of(scaling_table(data))))
+    return 130 if stopped else 1 if failed else 0
 
 
 class Kept:
     """A run, and the file that it is written to after every sweep, if any."""
 
-    def __init__(self, data: Data, path: Path | None, command: str) -> None:
-        self.data, self._path, self._command = data, path, command
+    def __init__(self, data: Data, path: Path | None, command: str, about: dict[str, Any]) -> None:
+        self.data, self.added = data, 0
+        self._path, self._made = path, {"command": command, "environment": about}
 
     def add(self, entry: Data) -> None:
-        """Puts an entry, and the command that made it, in the place of an earlier one of the same."""
+        """Puts an entry, with the command and environment that made it, in the place of an earlier one of the same."""
         names = ("operation", "against", "dtype")
         others = [old for old in self.data["scaling"] if any(old[name] != entry[name] for name in names)]
-        self.data["scaling"] = [*others, {**entry, "command": self._command}]
+        self.data["scaling"] = [*others, {**entry, **self._made}]
+        self.added += 1
+        text = report.dumps(self.data)
         if self._path is not None:
-            report.validate(self.data)
             with whole_file(self._path) as temporary:
-                temporary.write_text(json.dumps(self.data, indent=1) + "\n")
+                temporary.write_text(text)
 
 
-def _measure_all(chosen: Sequence[Sweep], rounds: int, device: torch.device, kept: Kept) -> int:
-    """Measures and keeps sweep by sweep; how many had a wrong result."""
-    failed = 0
-    for sweep in chosen:
-        began = time.monotonic()
-        entry, reason = measured(sweep, rounds, device)
-        if entry is not None:
-            kept.add(entry)
-        failed += reason.startswith("wrong")
-        print(f"{sweep.name}: {reason or f'{time.monotonic() - began:.1f} s'}", file=sys.stderr, flush=True)
-    return failed
+def _measure(sweep: Sweep, rounds: int, device: torch.device, kept: Kept) -> bool:
+    """Measures and keeps a sweep; whether a result of it was wrong."""
+    began = time.monotonic()
+    entry, reason = measured(sweep, rounds, device)
+    if entry is not None:
+        kept.add(entry)
+    print(f"{sweep.name}: {reason or f'{time.monotonic() - began:.1f} s'}", file=sys.stderr, flush=True)
+    return reason.startswith("wrong")
 
 
 def _refuse(message: str) -> int:
@@ -145,6 +153,7 @@ def _run_to_fill(path: Path | None, about: dict[str, Any], command: str) -> Data
     """The run in a file, if there is one, else an empty one.
 
     Raises:
+        OSError: the file can't be written.
         ValueError: the file holds no run, or one of another device.
     """
     empty = {
@@ -155,6 +164,8 @@ def _run_to_fill(path: Path | None, about: dict[str, Any], command: str) -> Data
         "cases": [],
         "scaling": [],
     }
+    if path is not None:
+        check_writable(path)
     if path is None or not path.exists():
         return empty
     try:

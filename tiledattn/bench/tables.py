@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+from .notes import (
+    NOT_COMPARED,
+    Data,
+    Note,
+    elsewhere,
+    exponent_text,
+    not_compared,
+    places,
+    unique,
+    verdicts,
+    without_figures,
+)
 
 SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 LIMIT_OF = {"TFLOP/s": "matrix product", "GB/s": "copy"}
+KIND_NAMES = {"bound": "other work"}  # where a kind is shown by another word
 
-Data = dict[str, Any]
+Fraction = Callable[[Data, Data], float | None]  # of a case and a row
 
 
 class Cell(NamedTuple):
@@ -18,13 +33,6 @@ class Cell(NamedTuple):
     strong: bool = False
     code: bool = False
     rest: str = ""
-
-
-class Note(NamedTuple):
-    """A line under a table; `strong` comes first, in bold."""
-
-    text: str
-    strong: str = ""
 
 
 class Table(NamedTuple):
@@ -53,7 +61,7 @@ def about(data: Data) -> list[tuple[str, str]]:
 
 def commands(data: Data) -> list[str]:
     """What to type to have the run again: the suite's command, then those that made the scaling."""
-    return _unique(text for text in (data["command"], *(entry.get("command") for entry in data["scaling"])) if text)
+    return unique(text for text in (data["command"], *(entry.get("command") for entry in data["scaling"])) if text)
 
 
 def all_tables(data: Data) -> list[Table]:
@@ -63,17 +71,17 @@ def all_tables(data: Data) -> list[Table]:
 
 
 def limits_table(data: Data) -> Table:
-    """What the machine does at best."""
+    """What torch reaches on the machine; fractions are of these rates."""
     rows = [
         [
-            Cell(limit["name"]),
+            Cell(f"torch's {limit['name']}"),
             Cell(limit["dtype"]),
             Cell(f"{limit['rate']:.3g} {limit['unit']}", rest=f" ± {limit['spread']:.0%}"),
             Cell(limit["what"]),
         ]
         for limit in data["limits"]
     ]
-    return Table("Limits of the machine", ["limit", "dtype", "rate", "measured with"], rows, [])
+    return Table("What torch reaches on this machine", ["limit", "dtype", "rate", "measured with"], rows, [])
 
 
 def operations(data: Data) -> dict[str, list[Data]]:
@@ -85,26 +93,28 @@ def operations(data: Data) -> dict[str, list[Data]]:
 
 
 def operation_tables(data: Data) -> list[Table]:
-    """Per operation a row for every case and dtype: ours, then each other way as a ratio to it."""
+    """Per operation a row for every case and dtype: ours, other ways as ratios to it, other work by its time."""
     return [_operation_table(data, name, cases) for name, cases in operations(data).items()]
 
 
 def _operation_table(data: Data, operation: str, cases: list[Data]) -> Table:
     firsts = [first_of_ours(case) for case in cases]
     pairs = list(zip(cases, firsts, strict=True))
-    others = _unique((row["way"], row["kind"]) for case in cases for row in case["rows"] if row["kind"] != "limit")
+    others = _other_ways(cases, ("ours", "peer"))
     # a column without a ratio is left out: notes tell why there is none, or it is always the one compared with
     empty = ("", "–", "wrong")
-    others = [other for other in others if any(_ratio(*pair, other[0]).text not in empty for pair in pairs)]
+    others = [other for other in others if any(_ratio(*pair, other).text not in empty for pair in pairs)]
+    work = [way for way in _other_ways(cases, ("bound",)) if any(_timed(case, way) for case in cases)]
     unit = cases[0]["unit"]
     # a matrix product taken in turns with the case is the same limit once more, a copy of the same bytes is not
     beside = unit == "GB/s" or any(limit_for(data, case) is None for case in cases)
+    fractions: list[tuple[str, Fraction]] = [(f"of torch's {LIMIT_OF[unit]}", partial(of_limit, data))] if unit else []
+    fractions += [(f"of {way}", partial(_of_way, way)) for way in _other_ways(cases, ("limit",)) if unit and beside]
     columns: list[tuple[str, Any]] = [
         ("time", _time_cell),
         ("extra memory", _memory_cell),
         *([(unit, _rate_cell)] if unit else []),
-        *([(f"of the {LIMIT_OF[unit]}", lambda case, row: Cell(of_limit(data, case, row)))] if unit else []),
-        *((f"of {way}", _of_way(way)) for way in _ways_of_kind(cases, "limit") if unit and beside),
+        *((name, partial(_percent_cell, fraction)) for name, fraction in fractions),
     ]
     blank: list[list[Cell]] = [[] for _ in cases]
     filled: list[str] = []
@@ -120,33 +130,34 @@ def _operation_table(data: Data, operation: str, cases: list[Data]) -> Table:
             Cell(case["dtype"]),
             Cell("none") if first is None else Cell(first["way"], code=True),
             *row,
-            *(_ratio(case, first, way) for way, _ in others),
+            *(_ratio(case, first, way) for way in others),
+            *(_work_cell(case, way) for way in work),
         ]
         for (case, first), row in zip(pairs, blank, strict=True)
     ]
-    head = [operation, "dtype", "ours", *filled]
-    head += [f"{way} (other work)" if kind == "bound" else way for way, kind in others]
-    return Table(operation, head, rows, _notes(cases))
+    head = [operation, "dtype", "ours", *filled, *others, *(f"{way} ({KIND_NAMES['bound']}, time)" for way in work)]
+    notes = [*without_figures(cases), *not_compared(cases), *_above_limits(pairs, fractions)]
+    return Table(operation, head, rows, notes)
 
 
 def ways_table(data: Data, operation: str) -> Table:
-    """Every way of an operation's cases with all that is known of it."""
+    """Every way of an operation's cases with all that is known of it; other work has no rate, its amount is unknown."""
     cases = operations(data)[operation]
     unit = cases[0]["unit"]
     head = ["case", "dtype", "way", "kind", "time", "samples", "extra memory", "error / allowed"]
-    head += [unit, f"of the {LIMIT_OF[unit]}"] if unit else []
+    head += [unit, f"of torch's {LIMIT_OF[unit]}"] if unit else []
     rows = []
     for case in cases:
         best = winner(case)
         for row in case["rows"]:
-            cells = [Cell(case["case"]), Cell(case["dtype"]), Cell(row["way"]), Cell(row["kind"])]
+            kind = KIND_NAMES.get(row["kind"], row["kind"])
+            cells = [Cell(case["case"]), Cell(case["dtype"]), Cell(row["way"]), Cell(kind)]
             if "seconds" not in row:
                 cells += [Cell("wrong" if "failed" in row else "no figure"), *[Cell("")] * (len(head) - 5)]
             else:
-                error = f"{row['error']:.1e} / {row['allowed']:.1e}" if "error" in row else ""
                 time = Cell(time_text(row["seconds"]), row is best, rest=f" ± {row['spread']:.0%}")
-                cells += [time, Cell(str(row["samples"])), _memory_cell(case, row), Cell(error)]
-                cells += [_rate_cell(case, row), Cell(of_limit(data, case, row))] if unit else []
+                cells += [time, Cell(str(row["samples"])), _memory_cell(case, row), Cell(_error_text(row))]
+                cells += [_rate_cell(case, row), _percent_cell(partial(of_limit, data), case, row)] if unit else []
             rows.append(cells)
     return Table(f"{operation}: all ways", head, rows, [])
 
@@ -156,8 +167,8 @@ def scaling_table(data: Data) -> Table:
     rows = []
     for entry in data["scaling"]:
         points = entry["points"]
-        ends = f"{points[0]['x']:g} to {points[-1]['x']:g} {entry['unit']}" if points else ""
-        fitted = f", fitted from {entry['fit_from']:g}" if entry.get("fit_from", 0) > points[0]["x"] else ""
+        ends = f"{points[0]['x']:g} to {points[-1]['x']:g} {entry['unit']}"
+        fitted = f", fitted from {entry['fit_from']:g}" if (entry.get("fit_from") or 0) > points[0]["x"] else ""
         times = " to ".join(time_text(points[end]["seconds"]) for end in (0, -1))
         work = entry.get("work_exponent")
         cells = [entry["operation"], entry["against"], entry["dtype"], ends + fitted, times]
@@ -173,13 +184,8 @@ def scaling_table(data: Data) -> Table:
         "memory exponent",
         "of its work",
     ]
-    notes = [Note(text) for text in _unique(entry["note"] for entry in data["scaling"] if entry.get("note"))]
-    return Table("Scaling", head, rows, notes)
-
-
-def exponent_text(value: Sequence[float] | None) -> str:
-    """An exponent and its interval, "1.01 (0.99 to 1.03)"."""
-    return "" if value is None else f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
+    notes = [Note(text) for text in unique(entry["note"] for entry in data["scaling"] if entry.get("note"))]
+    return Table("Scaling", head, rows, [*verdicts(data), *notes, *elsewhere(data)])
 
 
 def first_of_ours(case: Data) -> Data | None:
@@ -188,27 +194,34 @@ def first_of_ours(case: Data) -> Data | None:
 
 
 def winner(case: Data) -> Data | None:
-    """The fastest of the ways that give the case's result, ours or not."""
+    """The fastest of the ways that give the case's result, ours or not; ours only if its result was compared."""
     rows = [row for row in case["rows"] if row["kind"] in ("ours", "peer") and "seconds" in row]
+    rows = [row for row in rows if row["kind"] == "peer" or row["error"] is not None]
     return min(rows, key=lambda row: float(row["seconds"]), default=None)
 
 
 def limit_for(data: Data, case: Data) -> float | None:
-    """What the machine does at best of a case's kind of work, in operations or bytes a second, or None.
+    """What torch reaches in a case's kind of work, in operations or bytes a second, or None.
 
-    The matrix product in the case's dtype, or the first copy that was measured.
+    The fastest matrix product in the case's dtype, or the first copy that was measured.
     """
     name = LIMIT_OF.get(case["unit"])
-    for limit in data["limits"]:
-        if limit["name"] == name and (name == "copy" or limit["dtype"] == case["dtype"]):
-            return float(limit["rate"]) * SCALES[limit["unit"]]
-    return None
+    known = [limit for limit in data["limits"] if limit["name"] == name]
+    known = known[:1] if name == "copy" else [limit for limit in known if limit["dtype"] == case["dtype"]]
+    return max((float(limit["rate"]) * SCALES[limit["unit"]] for limit in known), default=None)
 
 
-def of_limit(data: Data, case: Data, row: Data) -> str:
-    """The useful rate of a row over the machine's limit, or an empty text."""
-    limit = limit_for(data, case)
-    return "" if limit is None else f"{case['amount'] / row['seconds'] / limit:.0%}"
+def rate(case: Data, row: Data) -> float | None:
+    """Useful operations or bytes a second; None for other work, whose amount is not the case's."""
+    if row["kind"] == "bound" or not case["unit"]:
+        return None
+    return float(row.get("amount", case["amount"]) / row["seconds"])
+
+
+def of_limit(data: Data, case: Data, row: Data) -> float | None:
+    """The useful rate of a row over the machine's limit; None where one of them is unknown."""
+    limit, reached = limit_for(data, case), rate(case, row)
+    return None if limit is None or reached is None else reached / limit
 
 
 def time_text(seconds: float) -> str:
@@ -238,34 +251,48 @@ def _memory_cell(case: Data, row: Data) -> Cell:
 
 
 def _rate_cell(case: Data, row: Data) -> Cell:
-    return Cell(f"{case['amount'] / row['seconds'] / SCALES[case['unit']]:.3g}")
+    reached = rate(case, row)
+    return Cell("" if reached is None else f"{reached / SCALES[case['unit']]:.3g}")
 
 
-def _of_way(way: str) -> Any:
-    """Cells with the rate over that of a limit that was measured in turns with the case."""
-
-    def cell(case: Data, row: Data) -> Cell:
-        limit = next((r for r in case["rows"] if r["way"] == way and "seconds" in r), None)
-        if limit is None:
-            return Cell("")
-        rate = limit.get("amount", case["amount"]) / limit["seconds"]
-        return Cell(f"{case['amount'] / row['seconds'] / rate:.0%}")
-
-    return cell
+def _percent_cell(fraction: Fraction, case: Data, row: Data) -> Cell:
+    value = fraction(case, row)
+    return Cell("" if value is None else f"{value:.0%}")
 
 
-def _ways_of_kind(cases: list[Data], kind: str) -> list[str]:
-    return _unique(row["way"] for case in cases for row in case["rows"] if row["kind"] == kind)
+def _of_way(way: str, case: Data, row: Data) -> float | None:
+    """A row's rate over that of a limit that was measured in turns with the case."""
+    limit, reached = _timed(case, way), rate(case, row)
+    at_best = None if limit is None else rate(case, limit)
+    return None if at_best is None or reached is None else reached / at_best
 
 
-def _unique(names: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(names))
+def _timed(case: Data, way: str) -> Data | None:
+    return next((row for row in case["rows"] if row["way"] == way and "seconds" in row), None)
+
+
+def _work_cell(case: Data, way: str) -> Cell:
+    """The time of other work; never bold, never a ratio: it doesn't give the case's result."""
+    row = next((row for row in case["rows"] if row["way"] == way), None)
+    if row is None:
+        return Cell("")
+    return Cell(time_text(row["seconds"]) if "seconds" in row else "wrong" if "failed" in row else "–")
+
+
+def _error_text(row: Data) -> str:
+    if "error" not in row:
+        return ""
+    return NOT_COMPARED if row["error"] is None else f"{row['error']:.1e} / {row['allowed']:.1e}"
+
+
+def _other_ways(cases: list[Data], kinds: Sequence[str]) -> list[str]:
+    return unique(row["way"] for case in cases for row in case["rows"] if row["kind"] in kinds)
 
 
 def _ratio(case: Data, first: Data | None, way: str) -> Cell:
     """A way's time over ours; its time alone where ours has none."""
     row = next((r for r in case["rows"] if r["way"] == way), None)
-    if row is None or row is first:
+    if row is None or row is first or row["kind"] == "bound":
         return Cell("")
     if "seconds" not in row:
         return Cell("wrong" if "failed" in row else "–")
@@ -273,26 +300,20 @@ def _ratio(case: Data, first: Data | None, way: str) -> Cell:
     return Cell(text, row is winner(case))
 
 
-def _notes(cases: list[Data]) -> list[Note]:
-    """Why cells hold no figure: every reason once, with the ways that it is about."""
-    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for case in cases:
-        for row in case["rows"]:
-            for outcome in ("skipped", "failed"):
-                if outcome in row:
-                    ways = reasons.setdefault((outcome, row[outcome]), {})
-                    ways.setdefault(row["way"], []).append(f"{case['case']}, {case['dtype']}")
+def _above_limits(pairs: list[tuple[Data, Data | None]], fractions: list[tuple[str, Fraction]]) -> list[Note]:
+    """Where a fraction of a limit is above 100%, and what that says."""
     notes = []
-    for (outcome, why), ways in reasons.items():
-        named = "; ".join(f"{way} ({_places(found, len(cases))})" for way, found in ways.items())
-        text = f": {named}: {why.rstrip('.')}."
-        notes.append(Note(f"no figure{text}") if outcome == "skipped" else Note(text, "wrong, hence no figure"))
+    for name, fraction in fractions:
+        found = [
+            f"{case['case']}, {case['dtype']}"
+            for case, first in pairs
+            if first is not None and (fraction(case, first) or 0) >= 1.005
+        ]
+        if found:
+            notes.append(
+                Note(
+                    f"above 100% {name} ({places(found, len(pairs))}): the case ran at a higher rate than what it is "
+                    "compared with, which is a measurement and no bound of the machine."
+                )
+            )
     return notes
-
-
-def _places(found: list[str], of: int) -> str:
-    """Case and dtype, or how many there are where a list would be long."""
-    unique = _unique(found)
-    if len(unique) == of > 1:
-        return "all cases"
-    return "; ".join(unique) if len(unique) <= 2 else f"{len(unique)} cases"
