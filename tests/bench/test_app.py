@@ -33,7 +33,8 @@ def cases():
 def small(monkeypatch):
     """A registry of tiny cases, and limits that take no time."""
     monkeypatch.setattr(registry, "cases", cases)
-    monkeypatch.setattr(limits, "measured", lambda device, dtypes: [dict(RUN["limits"][0], dtype=d) for d in dtypes])
+    monkeypatch.setattr(limits, "products_of", lambda device, dtypes: [dict(RUN["limits"][0], dtype=d) for d in dtypes])
+    monkeypatch.setattr(limits, "copies", lambda device: [])
     monkeypatch.setattr(attention_cases, "PRODUCT_SIZE", {"cpu": 64})
 
 
@@ -124,6 +125,50 @@ def test_cases_that_are_done_are_kept(bench, counted, capsys):
     assert [label for label, _ in counted.runs[-2:]] == ["extraction/tiny/float32", "attention/tiny/float32"]
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.glob("*.json"))
+
+
+def test_another_run_is_put_aside(bench, counted, capsys, tmp_path):
+    _, first = bench("--case", "blending")
+    date = ABOUT["date"]
+    for number, options in enumerate((["--cold"], ["--fresh"], ["--no-peers"]), 1):
+        (tmp_path / "out/benchmark.json").write_text(json.dumps(first))
+        capsys.readouterr()
+        assert bench("--case", "blending", *options)[0] == 0
+        assert f"it is benchmark-{date}-{number}.json now" in capsys.readouterr().err
+        assert json.loads((tmp_path / f"out/benchmark-{date}-{number}.json").read_text()) == first
+    (tmp_path / "out/benchmark.json").write_text("notes")
+    assert bench("--case", "blending")[0] == 0
+    assert (tmp_path / "out/benchmark-before-1.json").read_text() == "notes"
+
+
+def test_nothing_is_written_before_the_first_new_case(bench, counted, monkeypatch, tmp_path):
+    _, first = bench("--case", "blending")
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    for options in (["--fresh"], ["--cold"], ["--cold", "--seconds", "0"], []):
+        with monkeypatch.context() as patch:
+            patch.setattr(limits, "products_of", stopped)
+            code, data = bench(*options)
+        assert code == (3 if "--seconds" in options else 130)
+        assert data == first
+        assert names_in(tmp_path / "out") == ["benchmark.json"]
+
+
+def test_a_run_that_goes_on_has_all_limits_and_commands(bench, counted):
+    bench("--case", "blending", "--dtype", "float32")
+    _, data = bench("--case", "blending", "--dtype", "bfloat16")
+    assert [entry["dtype"] for entry in data["limits"]] == ["float32", "bfloat16"]
+    first, second = data["command"].splitlines()
+    assert "--dtype float32" in first
+    assert "--dtype bfloat16" in second
+    _, again = bench("--case", "blending")
+    assert again == data
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -137,6 +182,8 @@ def test_cases_that_are_done_are_kept(bench, counted, capsys):
         {"cores": [0]},
         {"protocol": "out of caches"},
         {"commit": "unknown"},
+        {"cpu_model": "another"},
+        {"packages": {"monai": "1.0"}},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -144,7 +191,8 @@ def test_cases_are_measured_again_where_anything_else_differs(tmp_path, changed)
     about = {**ABOUT, "case_seconds": 6.0, "cores": [0, 1], "protocol": "warm"}
     path = tmp_path / "benchmark.json"
     path.write_text(json.dumps({**RUN, "environment": about}))
-    assert suite.kept(path, about) == {name: RUN[name] for name in ("limits", "cases", "scaling")}
+    found = {name: RUN.get(name, []) for name in ("command", "limits", "no_product", "cases", "scaling")}
+    assert suite.kept(path, about) == found
     assert suite.kept(path, {**about, **changed}) == {}
     path.write_text(json.dumps({**RUN, "environment": {**about, **changed}}))
     assert suite.kept(path, about) == {}
@@ -171,7 +219,7 @@ def test_stopping_keeps_what_is_done(bench, counted, capsys):
 
 def test_time_runs_out(bench, counted, capsys):
     code, data = bench("--seconds", "0")
-    assert (code, data["cases"]) == (3, [])
+    assert (code, data) == (3, None)
     assert "4 cases were not run: out of time" in capsys.readouterr().err
 
 

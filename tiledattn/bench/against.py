@@ -12,7 +12,7 @@ from . import report
 Run = dict[str, Any]
 Row = dict[str, Any]
 
-SAME = ("threads", "protocol", "torch")  # what two runs should share beside the device
+SAME = ("cpu_model", "threads", "cores", "protocol", "torch", "library")  # what two runs should share beside the device
 
 
 def read(path: Path) -> Run:

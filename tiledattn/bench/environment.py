@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ NEEDED = {
     "hypothesis": "hypothesis>=6.100",
     "setuptools": "setuptools>=77",
 }
+CPU_INFO, HUGE_PAGES = Path("/proc/cpuinfo"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PEERS = (
+    *("diffusers", "transformers", "monai", "pytorch-toolbelt", "opencv-python-headless", "opencv-python"),
+    *("natten", "flash-attn", "numpy"),
+)
 NEEDED_ON_A_GPU = {**NEEDED, "triton": "triton>=3.6"}
 
 
@@ -60,6 +67,9 @@ def examine(device: str) -> dict[str, Any]:
         "commit": commit(),
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "cpu_model": cpu_model(),
+        "kernel": platform.release(),
+        "huge_pages": huge_pages(),
         "threads": torch.get_num_threads(),
         "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "python": platform.python_version(),
@@ -68,6 +78,7 @@ def examine(device: str) -> dict[str, Any]:
         "cudnn": cudnn.version(),
         "triton": triton,
         "nvcc": found[1] if found else None,
+        "packages": packages(),
         "tiledattn": __version__,
         "native": native.describe(),
         "library": library_hash(),
@@ -102,14 +113,45 @@ def library_hash() -> str | None:
 
 def cpu_name() -> str:
     """Architecture, vector units and number of cores: what the kernels' speed depends on."""
-    flags: set[str] = set()
-    if Path("/proc/cpuinfo").is_file():
-        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-        flags = set(found[1].split()) if found else set()
+    flags = set((_of_cpu("flags") or "").split())
     names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_tile": "AMX"}
     known = [text for flag, text in names.items() if flag in flags]
     units = f" with {', '.join(known)}" if known else ""
     return f"{platform.machine()}{units}, {os.cpu_count()} cores"
+
+
+def cpu_model() -> str | None:
+    """Name, vendor, family and model of the first core as the system has them; None where it says nothing."""
+    name = _of_cpu("model name") or platform.processor() or None
+    numbers = [_of_cpu(field) for field in ("vendor_id", "cpu family", "model")]
+    return f"{name} ({', '.join(filter(None, numbers))})" if name and any(numbers) else name
+
+
+def _of_cpu(field: str) -> str | None:
+    if not CPU_INFO.is_file():
+        return None
+    found = re.search(rf"^{field}[ \t]*:(.*)$", CPU_INFO.read_text(), flags=re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def huge_pages(source: Path = HUGE_PAGES) -> str | None:
+    """Where the kernel backs memory with huge pages by itself: "always", "madvise" or "never"; None where unknown."""
+    found = re.search(r"\[(\w+)\]", source.read_text()) if source.is_file() else None
+    return found[1] if found else None
+
+
+def load() -> float | None:
+    """Processes that wanted a core in the last minute, on average; None where the system doesn't count them."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def packages() -> dict[str, str]:
+    """Versions of the peers' packages that are installed."""
+    found = {}
+    for name in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def missing_for(device: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 import tiledattn as ta
 
-from . import attention_cases
+from . import attention_cases, environment
 from .memory import extra_bytes
 from .timing import CallError, Clock, ColdCpuClock, CpuClock, CudaClock, Times, measure
 from .variants import held, products, yardstick
@@ -46,6 +46,7 @@ def run(
         "unit": case.unit,
         "amount": case.amount(DTYPES[dtype]),
         "least_bytes": case.least_bytes(DTYPES[dtype]),
+        "load": environment.load(),
     }
     try:
         with products(dtype):

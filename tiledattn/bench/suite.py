@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -62,31 +63,33 @@ def measure(
     files: Files,
 ) -> tuple[Run, int]:
     """Runs what an earlier run has not done; the run's JSON and the exit code."""
-    data = {"format": report.FORMAT, "command": options.command, "environment": about}
-    data |= {"limits": [], "cases": [], "scaling": [], **({} if options.fresh else files.kept(about))}
+    data: Run = {"format": report.FORMAT, "command": options.command, "environment": about}
+    data |= {"limits": [], "no_product": [], "cases": [], "scaling": []}
+    earlier = {} if options.fresh else files.kept(about)
+    data |= earlier
     if data["cases"]:
         print(f"bench: {len(data['cases'])} cases kept from before (--fresh measures again)", file=sys.stderr)
     known = {(case["operation"], case["case"], case["dtype"]) for case in data["cases"]}
     missing = [pair for pair in pairs if (pair[0].operation, pair[0].name, pair[1]) not in known]
     began, left, stopped = time.monotonic(), 0, False
     try:
-        dtypes = [dtype for _, dtype in pairs]
-        if limits.lacking(data["limits"], dtypes):
-            data["limits"] = limits.measured(device, dtypes)
+        if missing and options.seconds > 0:
+            limits.add_lacking(data, device, [dtype for _, dtype in pairs])
         with _progress(len(missing)) as show:
             for case, dtype in missing:
-                if time.monotonic() - began > options.seconds:
+                if time.monotonic() - began >= options.seconds:
                     left += 1
                     continue
                 with show(registry.label(case, dtype)):
-                    data["cases"].append(
-                        runner.run(case, dtype, device, about["case_seconds"], wanted, cold=options.cold)
-                    )
+                    done = runner.run(case, dtype, device, about["case_seconds"], wanted, cold=options.cold)
+                data["cases"].append(done)
+                data["command"] = _together(earlier.get("command"), options.command)
                 files.write(data)
     except KeyboardInterrupt:
         stopped = True
         print("\nbench: stopped; the cases that were done are kept", file=sys.stderr)
-    files.write(data)
+    if data["cases"]:
+        files.write(data)
     if left:
         print(f"bench: {left} cases were not run: out of time; the same command goes on", file=sys.stderr)
     failed = sum("failed" in row and row["kind"] == "ours" for case in data["cases"] for row in case["rows"])
@@ -101,6 +104,7 @@ class Files:
     def __init__(self, options: argparse.Namespace) -> None:
         folder: Path | None = options.out or (None if options.json else FOLDER)
         self._json = [path for path in (options.json, folder and folder / "benchmark.json") if path]
+        self._seen: set[Path] = set()
         self._markdown = folder / "benchmark.md" if folder else None
         self._page = folder / "benchmark.html" if folder else None
         for path in self._json:
@@ -117,13 +121,16 @@ class Files:
         """The run so far, as JSON and as Markdown."""
         report.validate(data)
         for path in self._json:
+            if path not in self._seen:
+                _put_aside(path, data)
+                self._seen.add(path)
             _write(path, json.dumps(data, indent=1) + "\n")
         if self._markdown:
             _write(self._markdown, report.tables(data))
 
     def write_page(self, data: Run) -> None:
         """The run as HTML."""
-        if self._page:
+        if self._page and data["cases"]:
             html.write(data, self._page)
 
     def write_anew(self) -> None:
@@ -147,14 +154,40 @@ class Files:
 
 
 def kept(path: Path, about: Run) -> Run:
-    """Limits, cases and scaling of an earlier run, if its environment, options included, is the same; else nothing."""
+    """What an earlier run found, if its environment, options included, is the same; else nothing."""
     try:
         data = report.validate(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
     if about["commit"] == "unknown" or data["environment"] != about:
         return {}
-    return {name: data.get(name, []) for name in ("limits", "cases", "scaling")}
+    names = ("command", "limits", "no_product", "cases", "scaling")
+    return {name: data.get(name, []) for name in names}
+
+
+def _together(earlier: str | None, command: str) -> str:
+    """The commands that made a run, a line each."""
+    lines = earlier.splitlines() if earlier else []
+    return "\n".join(dict.fromkeys([*lines, command]))
+
+
+def _put_aside(path: Path, data: Run) -> None:
+    """Renames a file that holds anything else than what `data` begins with, and says so."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return
+    try:
+        there = json.loads(text)
+        if all(entry in data[name] for name in ("cases", "scaling") for entry in there[name]):
+            return
+        date = there["environment"]["date"]
+    except (ValueError, LookupError, TypeError):
+        date = "before"
+    names = (path.with_name(f"{path.stem}-{date}-{number}{path.suffix}") for number in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    path.rename(target)
+    print(f"bench: {path} was of another run; it is {target.name} now", file=sys.stderr)
 
 
 def _write(target: Path, text: str) -> None:
