@@ -72,6 +72,17 @@ def test_convolutions_are_those_of_the_canvas(kind: str, factor: int, layout: ta
     assert error(on_tiles(conv, canvas, layout, factor), whole(canvas)) < 1e-5
 
 
+@pytest.mark.parametrize("size", [(16, 24), (12, 24)], ids=["even", "last tile overlaps"])
+def test_convolutions_keep_what_a_tile_holds_itself(size: tuple[int, int]) -> None:
+    layout = ta.TileLayout(size, (8, 8))
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    tiles = torch.randn(layout.num_tiles, 2, 8, 8, 8)
+    with CouplingMode(Frame(layout), rings=True, norm="tile"):
+        out = conv(tiles.flatten(0, 1))
+    padded = ta.pad_tiles(tiles, layout, 1, backend="reference").flatten(0, 1).float()
+    assert error(out, F.conv2d(padded, conv.weight, conv.bias)) < 1e-5
+
+
 def test_uneven_padding_is_that_of_the_canvas() -> None:
     conv = nn.Conv2d(8, 8, 3, stride=2).requires_grad_(False)
 

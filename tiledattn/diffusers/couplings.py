@@ -98,7 +98,7 @@ class CouplingMode(TorchFunctionMode):
     def _may_be_joined(self, input: Tensor, padding: list[int], reach: list[int], stride: list[int]) -> bool:
         """Whether the convolution of the canvas is quicker: small tiles make many rings, and oneDNN skips zeros."""
         layout = self.frame.layout
-        if input.device.type != "cpu" or input.ndim != 4 or any(layout.overlap) or any(layout.wrap):
+        if input.device.type != "cpu" or input.ndim != 4 or any(layout.wrap) or _share_positions(layout):
             return False
         axes = list(zip(input.shape[2:], padding, reach, stride, strict=True))
         return max(input.shape[2:]) <= SMALL_TILE and all(
@@ -202,6 +202,11 @@ class CouplingMode(TorchFunctionMode):
                 f"{layout.tile}; use conv_halo=False and norm='tile', or disable_tiling"
             )
         return layout.scaled(factor)
+
+
+def _share_positions(layout: TileLayout) -> bool:
+    """Whether tiles overlap, as the last of an axis may even where the overlap is 0."""
+    return any(layout.overlap) or any(size % tile for size, tile in zip(layout.size, layout.tile, strict=True))
 
 
 def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
