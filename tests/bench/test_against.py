@@ -51,6 +51,13 @@ def test_what_failed_then_or_now_has_no_ratio():
     row["failed"] = "it errs"
     assert not any("| cpu |" in line for line in lines_of(RUN, then))
     assert not any("| cpu |" in line for line in lines_of(then, RUN))
+    lost = "No time any more: attention/small/float32, cpu: "
+    assert f"{lost}it errs.\n" in against.table(then, RUN)
+    assert "No time any more" not in against.table(RUN, then)
+    del then["cases"][0]["rows"][0]
+    assert f"{lost}it was not run.\n" in against.table(then, RUN)
+    del then["cases"][0]
+    assert lost not in against.table(then, RUN)
 
 
 def test_another_device_is_refused_and_other_threads_are_named():

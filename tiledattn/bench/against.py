@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .tables import Cell, Table, time_text
 
 Run = dict[str, Any]
 Row = dict[str, Any]
@@ -33,8 +34,8 @@ def table(data: Run, earlier: Run) -> str:
     """Markdown: the time of every way that both runs have, now and then, and their ratio.
 
     A ratio is bold, and its row ends with "slower", where it is above 1 by more than the joint spread: the root of the
-    sum of the squares of both interquartile ranges, each over its median. Two runs on different devices are not
-    compared; where threads, protocol or torch differ, a line says so.
+    sum of the squares of both interquartile ranges, each over its median. Ways that have lost their time are named. Two
+    runs on different devices are not compared; where the CPU, threads, protocol or torch differ, a line says so.
     """
     now, then = data["environment"], earlier["environment"]
     if now["device_name"] != then["device_name"]:
@@ -43,13 +44,30 @@ def table(data: Run, earlier: Run) -> str:
     for name in SAME:
         if now.get(name) != then.get(name):
             lines.append(f"Mind that {name} differs: {then.get(name)} then, {now.get(name)} now.")
-    rows = _rows(data, earlier)
+    rows, lost = _rows(data, earlier), _lost(data, earlier)
     if not rows:
-        return "\n".join([*lines, "The two runs have no case and way in common."]) + "\n"
+        return "\n".join([*lines, "The two runs have no case and way in common.", *lost]) + "\n"
     slower = sum(row[-1] == "slower" for row in rows)
-    head = ("case", "way", "then", "now", "now / then", "")
-    lines += ["", _markdown(head), "|---|---|---|---|---|---|", *map(_markdown, rows)]
-    return "\n".join([*lines, "", f"{slower} of {len(rows)} are slower beyond the joint spread."]) + "\n"
+    cells = [[*map(Cell, row[:4]), Cell(row[4], row[-1] == "slower"), Cell(row[5])] for row in rows]
+    found = Table("against", ["case", "way", "then", "now", "now / then", ""], cells, [])
+    end = f"{slower} of {len(rows)} are slower beyond the joint spread."
+    return "\n".join([*lines, "", *report.lines_of(found), "", end, *lost]) + "\n"
+
+
+def _lost(data: Run, earlier: Run) -> list[str]:
+    """A line for each way of a case of both runs that had a time then and has none now, with the reason."""
+    now = {(*_label(case), row["way"]): row for case in data["cases"] for row in case["rows"]}
+    cases = {_label(case) for case in data["cases"]}
+    return [
+        f"No time any more: {'/'.join(key[:3])}, {key[3]}: {_reason(now.get(key))}."
+        for case in earlier["cases"]
+        for key in _timed(case)
+        if key[:3] in cases and "seconds" not in now.get(key, {})
+    ]
+
+
+def _reason(row: Row | None) -> str:
+    return "it was not run" if row is None else str(row.get("failed") or row["skipped"]).rstrip(".")
 
 
 def _rows(data: Run, earlier: Run) -> list[tuple[str, ...]]:
@@ -61,20 +79,14 @@ def _rows(data: Run, earlier: Run) -> list[tuple[str, ...]]:
                 then = known[key]
                 ratio = row["seconds"] / then["seconds"]
                 slower = ratio - 1 > math.hypot(row["spread"], then["spread"])
-                text = f"**{ratio:.2f}**" if slower else f"{ratio:.2f}"
-                times = (_time(then["seconds"]), _time(row["seconds"]))
-                found.append(("/".join(key[:3]), key[3], *times, text, "slower" if slower else ""))
+                times = (time_text(then["seconds"]), time_text(row["seconds"]))
+                found.append(("/".join(key[:3]), key[3], *times, f"{ratio:.2f}", "slower" if slower else ""))
     return found
 
 
 def _timed(case: Row) -> dict[tuple[str, str, str, str], Row]:
-    label = (case["operation"], case["case"], case["dtype"])
-    return {(*label, row["way"]): row for row in case["rows"] if "seconds" in row}
+    return {(*_label(case), row["way"]): row for row in case["rows"] if "seconds" in row}
 
 
-def _markdown(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+def _label(case: Row) -> tuple[str, str, str]:
+    return case["operation"], case["case"], case["dtype"]
