@@ -273,3 +273,13 @@ def test_fold_has_one_step():
 
 def test_a_copy_moves_as_many_bytes():
     assert peers_tiles.same_bytes(8000.0, torch.zeros(1, dtype=torch.float16)).numel() == 2000
+
+
+def test_what_gathers_before_is_other_work_but_judged_by_the_same_result():
+    case = attention_cases.AttentionCase("attention", "tiny", {}, ta.TileLayout((12, 12), 4, 0, True), (1, 1), 2, 8, 1)
+    inputs = case.inputs(CPU, torch.float32, 0)
+    (before,) = [way for way in case.ways(CPU, torch.float32) if way.name == "SDPA, gathered before"]
+    assert before.kind == "bound"
+    judge = case.judge(inputs)
+    assert judge(before.prepare(inputs)(), before).passed
+    assert not judge(peers.without_halo(*inputs), before).passed

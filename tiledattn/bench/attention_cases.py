@@ -16,7 +16,7 @@ import tiledattn as ta
 from tiledattn.geometry import attention_plan
 
 from . import peers, peers_optional
-from .attention_judge import NATTEN, NO_HALO, WHOLE_CANVAS, AttentionJudge, halo_of, rows_by_definition
+from .attention_judge import GATHERED_BEFORE, NATTEN, NO_HALO, WHOLE_CANVAS, AttentionJudge, halo_of, rows_by_definition
 from .variants import sm90_way
 from .ways import Call, Case, Inputs, Judge, NotOfferedError, Way, our_backends, random
 
@@ -95,7 +95,7 @@ class AttentionCase(Case):
         return [*found, sm90_way(attend, device)] if "cuda" in names else found
 
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
-        """Ours, the peers, and what does other work: no halo, the whole canvas, NATTEN's windows.
+        """Ours, the peers, and what does other work: gather untimed, no halo, the whole canvas, NATTEN's windows.
 
         What a peer makes in `prepare` (block masks, dense masks, keys and values "gathered before") stays in memory
         and is in neither its time nor its extra memory, which are those of a call.
@@ -128,7 +128,7 @@ class AttentionCase(Case):
         for name, kind in SDPA[device.type].items():
             label = f"SDPA {name}".strip()
             found.append(Way(f"gather + {label}", "peer", partial(self._gather_and_attend, device, kind)))
-            found.append(Way(f"{label}, gathered before", "peer", partial(self._attend_gathered, device, kind)))
+            found.append(Way(f"{label}, {GATHERED_BEFORE}", "bound", partial(self._attend_gathered, device, kind)))
         return found
 
     def _gather_and_attend(self, device: torch.device, kind: SDPBackend | None, inputs: Inputs) -> Call:
@@ -156,8 +156,9 @@ class AttentionCase(Case):
             ]
         found = []
         for label, package in (("FlashAttention", "flash_attn"), ("FlashAttention 3", "flash_attn_interface")):
-            for name, timed in ((f"gather + {label}", True), (f"{label}, gathered before", False)):
-                found.append(Way(name, "peer", partial(self._flash_call, package, device, dtype, timed)))
+            call = partial(self._flash_call, package, device, dtype)
+            found.append(Way(f"gather + {label}", "peer", partial(call, True)))
+            found.append(Way(f"{label}, {GATHERED_BEFORE}", "bound", partial(call, False)))
         return found
 
     def _flash_call(self, package: str, device: torch.device, dtype: torch.dtype, timed: bool, inputs: Inputs) -> Call:

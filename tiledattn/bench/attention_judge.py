@@ -29,8 +29,9 @@ JUDGED_CANVAS_ROWS = 4  # where each sees the whole canvas
 MOST_SCORES = {"cpu": 1 << 21, "cuda": 1 << 27}  # of one step of a judge: on a CPU they should stay in the caches
 
 NO_HALO, WHOLE_CANVAS, NATTEN = "SDPA, no halo", "whole canvas, as in MAD", "NATTEN, a stride of one tile"
+GATHERED_BEFORE = "gathered before"  # how the names of ways end whose gather isn't timed
 MEANINGS = {WHOLE_CANVAS: "canvas", NATTEN: "neighbourhood"}
-"""What ways of kind "bound" do, by name; any other has no halo."""
+"""What ways of kind "bound" do, by name; any other has no halo, but those that gather before the call."""
 
 
 class AttentionJudge:
@@ -85,7 +86,8 @@ class AttentionJudge:
 
     def verdict(self, found: Tensor, way: Way) -> Verdict:
         """Of every row, all together and the worst; another dtype than the inputs', a NaN or infinity fail."""
-        meaning = MEANINGS.get(way.name, "tile") if way.kind == "bound" else "halo"
+        whole = way.kind != "bound" or way.name.endswith(GATHERED_BEFORE)
+        meaning = "halo" if whole else MEANINGS.get(way.name, "tile")
         if meaning == "neighbourhood":  # its users hold the canvas
             found = peers.cut(found, self._layout)
         of_inputs = self._inputs[0]

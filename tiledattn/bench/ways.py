@@ -31,8 +31,8 @@ class NotOfferedError(Exception):
 class Way(NamedTuple):
     """One way to do a case's work. `prepare` makes a call from inputs, with all that needs no timing done.
 
-    Kinds: "ours"; a "peer" gives the same result; a "bound" does other work, less (no halo) or more (the whole canvas),
-    and is judged by what it does; a "limit" is what the machine can do at best.
+    Kinds: "ours"; a "peer" gives the same result; a "bound" does other work, less (no halo, or a part of it
+    untimed) or more (the whole canvas), and is judged by what it does; a "limit" is what the machine can do at best.
     """
 
     name: str
