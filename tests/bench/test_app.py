@@ -35,7 +35,6 @@ def small(monkeypatch):
     monkeypatch.setattr(registry, "cases", cases)
     monkeypatch.setattr(limits, "products_of", lambda device, dtypes: [dict(RUN["limits"][0], dtype=d) for d in dtypes])
     monkeypatch.setattr(limits, "copies", lambda device: [])
-    monkeypatch.setattr(attention_cases, "PRODUCT_SIZE", {"cpu": 64})
 
 
 @pytest.fixture

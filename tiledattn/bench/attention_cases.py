@@ -35,7 +35,6 @@ MOST_FLEX_TOKENS = {"cpu": 10000, "cuda": None}
 MOST_DENSE_TOKENS = {"cpu": 4096, "cuda": 16384}
 MOST_WHOLE_POSITIONS = {"cpu": 10000, "cuda": 300000}
 MOST_MATH_BYTES = {"cpu": 1 << 29, "cuda": 1 << 34}  # of the scores, which it holds all at once
-PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -201,11 +200,6 @@ class OverheadCase(AttentionCase):
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
         """Ours, and SDPA without a halo."""
         return [*self.ours(device), Way(NO_HALO, "bound", partial(_plain_call, peers.without_halo))]
-
-
-def product_flop(device: torch.device) -> float:
-    """Floating-point operations of a square matrix product, for ways of kind "limit"."""
-    return 2.0 * PRODUCT_SIZE[device.type] ** 3
 
 
 def _plain_call(attend: peers.Attend, inputs: Inputs) -> Call:

@@ -13,7 +13,7 @@ import torch
 
 import tiledattn as ta
 
-from . import attention_cases, environment
+from . import environment
 from .memory import extra_bytes
 from .timing import CallError, Clock, ColdCpuClock, CpuClock, CudaClock, Times, measure
 from .variants import held, products, yardstick
@@ -81,8 +81,6 @@ def _measured(
             calls[way.name] = ready
         if ready and way.kind == "limit":
             rows[way.name]["extra_bytes"] = None
-        if way.kind == "limit" and case.unit == "TFLOP/s":
-            rows[way.name]["amount"] = attention_cases.product_flop(device)
     estimates: dict[str, float] = {}
     for name in [name for name in calls if rows[name]["kind"] != "limit"]:
         try:
