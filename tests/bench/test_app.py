@@ -11,7 +11,18 @@ from benchmark_run import RUN
 
 import tiledattn as ta
 from tiledattn.backends import pytorch
-from tiledattn.bench import app, attention_cases, limits, plan, registry, report, runner, suite, tile_cases
+from tiledattn.bench import (
+    app,
+    attention_cases,
+    attention_judge,
+    limits,
+    plan,
+    registry,
+    report,
+    runner,
+    suite,
+    tile_cases,
+)
 from tiledattn.bench.ways import NotOfferedError, Way
 
 SPEED = re.compile(r"\d (s|ms|µs)\b|\d GB/s")
@@ -304,6 +315,14 @@ def test_backends_leave_ways_of_other_names_alone():
     assert chosen(Way("F.fold", "peer", None))
     assert not chosen(Way("MONAI", "peer", None))
     assert chosen(Way("a copy", "limit", None))
+
+
+def test_quick_leaves_the_whole_canvas_out_unless_it_is_named():
+    pairs = [(cases()[2], "float32")]
+    canvas = Way(attention_judge.WHOLE_CANVAS, "bound", None)
+    for options, expected in (({}, True), ({"quick": True}, False), ({"quick": True, "peers": ["MAD"]}, True)):
+        assert plan.wanted(pairs, torch.device("cpu"), **options)(canvas) == expected
+    assert plan.wanted(pairs, torch.device("cpu"), quick=True)(Way(attention_judge.NO_HALO, "bound", None))
 
 
 def test_cuda_without_a_device(capsys, monkeypatch):

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     device = _device(options.device)
     pairs = _chosen(options, device)
-    wanted = plan.wanted(pairs, device, options.backend, options.peer, options.no_peers)
+    wanted = plan.wanted(pairs, device, options.backend, options.peer, options.no_peers, options.quick)
     if options.dry_run:
         print(plan.listing(pairs, device, wanted, _case_seconds(options, pairs)))
         return 0
@@ -235,7 +235,7 @@ def _earlier(path: Path | None) -> Run | None:
 
 def _about(options: argparse.Namespace, device: torch.device, kept_to: list[int] | None, seconds: float) -> Run:
     protocol = timing.COLD_INPUTS if device.type == "cuda" else timing.COLD if options.cold else timing.WARM
-    ways = {"backend": options.backend, "peer": options.peer, "no_peers": options.no_peers}
+    ways = {"backend": options.backend, "peer": options.peer, "no_peers": options.no_peers, "quick": options.quick}
     return {
         **environment.examine(device.type),
         "cores": kept_to,
