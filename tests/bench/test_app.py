@@ -14,7 +14,6 @@ from tiledattn.backends import pytorch
 from tiledattn.bench import (
     app,
     attention_cases,
-    attention_judge,
     limits,
     plan,
     registry,
@@ -317,12 +316,12 @@ def test_backends_leave_ways_of_other_names_alone():
     assert chosen(Way("a copy", "limit", None))
 
 
-def test_quick_leaves_the_whole_canvas_out_unless_it_is_named():
+def test_quick_leaves_other_work_out_unless_it_is_named():
     pairs = [(cases()[2], "float32")]
-    canvas = Way(attention_judge.WHOLE_CANVAS, "bound", None)
+    canvas = Way("whole canvas, as in MAD", "bound", None)
     for options, expected in (({}, True), ({"quick": True}, False), ({"quick": True, "peers": ["MAD"]}, True)):
         assert plan.wanted(pairs, torch.device("cpu"), **options)(canvas) == expected
-    assert plan.wanted(pairs, torch.device("cpu"), quick=True)(Way(attention_judge.NO_HALO, "bound", None))
+    assert plan.wanted(pairs, torch.device("cpu"), quick=True)(Way("gather + SDPA", "peer", None))
 
 
 def test_cuda_without_a_device(capsys, monkeypatch):

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     which = made.add_argument_group("what is run")
     which.add_argument("--case", metavar="GLOB", **several, help='cases by "operation/case/dtype", upper case as lower')
-    which.add_argument("--quick", action="store_true", help="a few cases only, without attention to the whole canvas")
+    which.add_argument("--quick", action="store_true", help="a few cases only, without other work than ours")
     which.add_argument("--dtype", choices=DTYPES, **several, help="dtypes of the inputs; default: all of each case")
     which.add_argument("--backend", metavar="NAME", **several, help="backends of tiledattn; default: all that run here")
     which.add_argument("--peer", metavar="NAME", **several, help="peers, by a part of their name or a glob")

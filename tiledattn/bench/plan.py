@@ -11,7 +11,6 @@ import tiledattn as ta
 
 from . import registry
 from .app import UsageError
-from .attention_judge import MEANINGS
 from .ways import DTYPES, Case, NotOfferedError, Way
 
 Wanted = Callable[[Way], bool]
@@ -28,8 +27,8 @@ def wanted(
     """Which ways are run: of ours those of the backends, of the others those whose names match (empty: all); limits.
 
     A backend's name also stands for its variants: "cuda" for "cuda, sm_90a". Ways of ours that are not named after a
-    backend (whole steps and pictures) are always run. If `quick`, attention to the whole canvas is left out unless a
-    peer is named: it is other work, and takes longer than all the rest.
+    backend (whole steps and pictures) are always run. If `quick`, other work (kind "bound") is left out unless a peer
+    is named: attention to the whole canvas takes longer than all the rest.
 
     Raises:
         UsageError: a name that is none of the ways of these cases, with those that are, or a backend that can't run.
@@ -52,7 +51,7 @@ def wanted(
             return True
         if way.kind == "ours":
             return not (backends and _names_backend(way)) or any(_of_backend(way.name, name) for name in backends)
-        if quick and not peers and MEANINGS.get(way.name) == "canvas":
+        if quick and not peers and way.kind == "bound":
             return False
         return not no_peers and (not peers or registry.matches(way.name, peers))
 
