@@ -19,7 +19,7 @@ PROGRAM = "tiledattn bench"
 FOLDER = Path("tiledattn-bench")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
-CASE_SECONDS = 6.0
+CASE_SECONDS = 4.0
 PROGRAMS = {"quality": ".quality.app", "scaling": ".scaling"}
 
 ABOUT = """Times tiledattn beside its peers, case by case: every result is checked against float64 first, and a result
