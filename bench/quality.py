@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 from bench import record  # noqa: E402  # found beside this folder
 from tiledattn.bench.quality import picture, results  # noqa: E402
 from tiledattn.bench.quality.app import main  # noqa: E402
+from tiledattn.bench.quality.measures import LEAST_SEEDS  # noqa: E402
 from tiledattn.files import whole_file  # noqa: E402
 
 RESULTS = HERE / "results" / "quality"
@@ -28,9 +29,14 @@ def keep(source: Path, folder: Path = RESULTS, shown: Path = PICTURE) -> Path:
     """Copies a valid run to its place, `<device>/<date>.json`, and draws its picture.
 
     Raises:
-        ValueError: it is no run of the quality evaluation.
+        ValueError: it is no run of the quality evaluation, or one of too few seeds to judge by.
     """
     data = results.validate(json.loads(source.read_text()))
+    for model in data["models"]:
+        if model["seeds"] < LEAST_SEEDS:
+            raise ValueError(
+                f"{source}: not kept: {model['model']} has {model['seeds']} seeds; expected at least {LEAST_SEEDS}"
+            )
     target = record.place(data, folder)
     with whole_file(target) as path:
         path.write_text(json.dumps(data, indent=1) + "\n")

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tiledattn.bench import app as suite
-from tiledattn.bench.quality import running
+from tiledattn.bench import environment
+from tiledattn.bench.quality import identity, running
 from tiledattn.bench.quality.app import command_of, main
 
 
@@ -91,6 +92,23 @@ def test_other_pictures_are_not_taken_for_kept_ones(tiny_run, change, monkeypatc
     assert main([*arguments[:-1], str(folder), *change]) == 130
 
 
+def test_what_other_sources_painted_is_kept_only_if_asked_for(tiny_run, monkeypatch, tmp_path):
+    arguments, out = tiny_run
+    folder = tmp_path / "copy"
+    shutil.copytree(out, folder)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "paint", stop)
+    monkeypatch.setattr(running, "step_seconds", stop)
+    monkeypatch.setattr(identity, "sources", lambda _: "others")
+    assert main([*arguments[:-1], str(folder)]) == 130
+    assert main([*arguments[:-1], str(folder), "--any-sources"]) == 0
+    (model,) = json.loads((folder / "quality.json").read_text())["models"]
+    assert model["commits"] == [environment.commit()]
+
+
 def test_ctrl_c_keeps_what_is_done(tiny_run, monkeypatch, tmp_path, capsys):
     arguments, _ = tiny_run
     whole = [*arguments[:-1], str(tmp_path), "--methods", "alone,blended*", "--rounds", "0"]
@@ -159,7 +177,7 @@ def test_a_dry_run_lists_methods_and_paints_none(tiny_model, monkeypatch, capsys
     monkeypatch.setattr(running, "paint", None)
     assert main(["--model", str(tiny_model), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "17 methods" in out
+    assert "20 methods" in out
     assert "whole-canvas attention alone" in out
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...files import whole_file
-from .. import environment
 from . import picture
 from .results import FORMAT, validate
 from .settings import Setting, chosen, quick, standard, sweep
@@ -26,7 +25,8 @@ EXAMPLES = """examples:
   tiledattn bench quality --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompt "a stone wall" \\
     --photographs walls --tiles 4 --steps 30 --guidance 7.5
 Lengths are pixels, or shares of the tile (25%). Pictures are kept in OUT/kept: the same command goes on where it was
-stopped, and measures again what is there. exit codes: 0 done, 1 an error, 2 bad usage, 130 stopped by Ctrl-C.
+stopped, and measures again what is there, if sources, libraries, weights and device are the same. Below 16 seeds
+nothing is called seamless, or a seam. exit codes: 0 done, 1 an error, 2 bad usage, 130 stopped by Ctrl-C.
 """
 
 
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--quick", action="store_true", help="four methods, two seeds, two rounds")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep what was painted before (default)")
+    add("--any-sources", action="store_true", help="keep what other commits or libraries made too; the result names it")
     add("--retime", action="store_true", help="keep the pictures, but take the times anew")
     add("--dry-run", action="store_true", help="list what would be painted, and stop")
     return made
@@ -90,7 +91,13 @@ def command_of(given: Sequence[str]) -> str:
         word = left.pop(0)
         if word == "--out":
             left[:1] = []
-        elif not word.startswith("--out=") and word not in ("--retime", "--resume", "--no-resume", "--json"):
+        elif not word.startswith("--out=") and word not in (
+            "--retime",
+            "--resume",
+            "--no-resume",
+            "--any-sources",
+            "--json",
+        ):
             words.append(word)
     return shlex.join(["tiledattn", "bench", "quality", *words])
 
@@ -120,7 +127,15 @@ def _run(options: argparse.Namespace, command: str) -> int:
         return 0
     rounds = min(options.rounds, 2) if options.quick else options.rounds
     plan = Plan(
-        prompts, seeds, rounds, options.threads, options.resume, options.retime, options.out, options.photographs
+        prompts,
+        seeds,
+        rounds,
+        options.threads,
+        options.resume,
+        options.retime,
+        options.any_sources,
+        options.out,
+        options.photographs,
     )
     data: dict[str, Any] = {"format": FORMAT, "command": command, "environment": {}, "models": []}
     shown: list[tuple[str, Sequence[Any]]] = []
@@ -128,7 +143,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         model, strips_of = evaluate(strip, settings, plan)
         data["models"].append(model)
         shown.append((strip.model, strips_of))
-        data["environment"] = data["environment"] or environment.examine(strip.device)
+        data["environment"] = data["environment"] or strip.environment
         write(data, options.out)
         try:
             draw_strips(shown, options.out / "strips.jpg")

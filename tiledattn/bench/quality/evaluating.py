@@ -30,6 +30,7 @@ class Plan:
         resume: whether what an earlier run kept is taken over.
         retime: whether times that an earlier run kept are taken anew.
         out: folder to keep pictures in.
+        any_sources: whether what other sources or libraries made is taken over too.
         photographs: folder of pictures to compare patches with; None: those that a shipped model learned from.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     threads: int | None
     resume: bool
     retime: bool
+    any_sources: bool
     out: Path
     photographs: Path | None
 
@@ -56,24 +58,24 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> tuple[dic
     truth = [_photographs(strip, prompt, plan.photographs, notes) for prompt in plan.prompts]
     threads = 1 if plan.threads is None and is_small(strip.pipe) else plan.threads
     with torch_threads(threads):
-        paint_all(strip, settings, plan.prompts, plan.seeds, plan.out, plan.resume)
+        every = plan.any_sources
+        paint_all(strip, settings, plan.prompts, plan.seeds, plan.out, plan.resume, every)
         keep = plan.resume and not plan.retime
-        times = time_all(strip, settings, plan.prompts[0], plan.rounds, plan.out, keep) if plan.rounds else {}
+        times = time_all(strip, settings, plan.prompts[0], plan.rounds, plan.out, keep, every) if plan.rounds else {}
     lacking = learned.missing()
     reasons: dict[str, list[str]] = {}
     for name, reason in lacking.items():
         reasons.setdefault(reason, []).append(name)
     notes += [f"No {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     whole = next((one for one in settings if one.kind == "untiled"), None)
-    untiled = None if whole is None else painted(strip, whole, plan.prompts, plan.seeds, plan.out)
+    untiled = None if whole is None else _kept(strip, whole, plan)
     without = next((one for one in settings if one.kind == "alone"), None)
-    alone = None if without is None else painted(strip, without, plan.prompts, plan.seeds, plan.out)
-    rows, shown = [], []
+    alone = None if without is None else _kept(strip, without, plan)
+    rows, shown, commits = [], [], set[str]()
     for setting in settings:
         print(f"quality: {strip.model}: measuring {setting.name}", file=sys.stderr)
-        found = painted(strip, setting, plan.prompts, plan.seeds, plan.out)
-        if found is None:
-            raise OSError(f"{plan.out / 'kept'}: pictures of {setting.key} are gone or unreadable; run again")
+        found = _kept(strip, setting, plan)
+        commits.update(str(one.environment.get("commit")) for one in found)
         shown.append(replace(found[0], pictures=found[0].pictures[:1], latents=None))
         if setting.kind == "untiled":
             found = _on_the_lines_of(alone, found)
@@ -83,7 +85,7 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> tuple[dic
                 "tiles": 1 if setting.kind == "untiled" else found[0].layout.num_tiles,
                 "computed": _computed(found[0]),
                 "time": times.get(setting.key),
-                **measure(found, untiled, truth),
+                **measure(found, None if setting.kind == "untiled" else untiled, truth),
                 "learned": learned.learned(
                     [one.pictures for one in found], plan.prompts, truth, strip.native, tuple(lacking)
                 ),
@@ -97,11 +99,20 @@ def evaluate(strip: Strip, settings: Sequence[Setting], plan: Plan) -> tuple[dic
         "arguments": strip.arguments,
         "seeds": plan.seeds,
         "prompts": list(plan.prompts),
+        "commits": sorted(commits),
+        "judged_against": "1.0" if untiled is None else "untiled",
         "levels": _levels(untiled, truth),
         "notes": notes,
         "rows": rows,
     }
     return about, shown
+
+
+def _kept(strip: Strip, setting: Setting, plan: Plan) -> list[Painted]:
+    found = painted(strip, setting, plan.prompts, plan.seeds, plan.out, plan.any_sources)
+    if found is None:
+        raise OSError(f"{plan.out / 'kept'}: pictures of {setting.key} are gone or unreadable; run again")
+    return found
 
 
 def _on_the_lines_of(tiled: Sequence[Painted] | None, untiled: Sequence[Painted]) -> list[Painted]:

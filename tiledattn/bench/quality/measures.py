@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from ...metrics import (
     tone_differences,
     wrap_gradients,
 )
+from ...metrics.arrays import log_ratio
 from ...metrics.intervals import student_t
+from ...metrics.lines import Where
 from . import patches
 from .painting import Painted
 
@@ -31,6 +34,9 @@ MEASURES = (*RATIOS, *DISTANCES, *LEVELS)
 # What decides whether a setting counts as seamless: edges and tones; and, where there are photographs, structure too.
 DECIDING = ("seam_contrast", "tone_step")
 STRUCTURE = (*DECIDING, "patch_ratio")
+SEAMLESS, UNDECIDED, SEAM = VERDICTS = ("seamless", "not separated", "seam")
+BOUNDS = (0.8, 1.25)  # ratios between them count as equal to 1
+LEAST_SEEDS = 16  # pictures a prompt, below which nothing is judged
 
 
 def measure(
@@ -45,31 +51,34 @@ def measure(
 
     Returns:
         "measures": of `MEASURES`, each {"value", "low", "high", "count"} or None; "disagreement": per step, or None;
-        "own_level": what the untiled run has of `STRUCTURE` on the same lines; "seamless": whether the interval of each
-        of `DECIDING` holds 1.0 or that level (None where an interval can't be had); "seamless_patches": of `STRUCTURE`.
+        "judged": of `STRUCTURE`, the ratio to the untiled run of the same seed on the same lines, where there is none
+        to 1.0 (JSON-ready, or None); "seamless": the `verdict` on those of `DECIDING`; "seamless_patches": of all.
     """
     found: dict[str, Interval | None] = {
         "seam_contrast": _pooled(painted, _seams),
         "latent_seam_contrast": latent_contrast(painted),
         "tone_step": _pooled(painted, _tones),
         "wrap_score": _pooled(painted, lambda one: wrap_gradients(one.pictures, one.layout, one.period)),
-        "spectrum": _together([patches.spectrum(one.pictures, one.layout, one.period) for one in painted]),
+        "spectrum": _together([patches.spectrum(one.pictures, one.layout, one.period, where(one)) for one in painted]),
         "repetition": interval_of_means([patches.repetition(one.pictures, one.layout.tile[1] // 2) for one in painted]),
     }
     if untiled is not None and painted[0].setting.kind != "untiled":
         pairs = zip(painted, untiled, strict=True)
-        found["untiled_distance"] = interval(np.concatenate([distances(one, other) for one, other in pairs]))
+        found["untiled_distance"] = interval_of_means([interval(distances(one, other)) for one, other in pairs])
     if all(photographs):
         compared = _compared(painted, photographs)
         for name, key in (("patch_ratio", "ratio"), ("patch_distance", "seam"), ("patch_distance_inside", "inside")):
             found[name] = _together([each[key] for each in compared])
-    own = _own_level(painted, untiled, photographs)
+    judged: dict[str, Interval | None] = {name: found.get(name) for name in STRUCTURE}
+    if untiled is not None:
+        judged = against(painted, untiled, photographs)
+    least = min(len(one.pictures) for one in painted)
     return {
         "measures": {name: plain(found.get(name)) for name in MEASURES},
         "disagreement": _disagreement(painted),
-        "own_level": own,
-        "seamless": seamless({name: found[name] for name in DECIDING}, own),
-        "seamless_patches": seamless({name: found.get(name) for name in STRUCTURE}, own),
+        "judged": {name: plain(judged[name]) for name in STRUCTURE},
+        "seamless": verdict([judged[name] for name in DECIDING], least),
+        "seamless_patches": verdict([judged[name] for name in STRUCTURE], least),
     }
 
 
@@ -93,7 +102,7 @@ def latent_contrast(painted: Sequence[Painted]) -> Interval | None:
             for lengths in (one.layout.size, one.layout.tile, one.layout.overlap)
         )
         layout = TileLayout(size, tile, overlap, one.layout.wrap)
-        return seam_gradients(one.latents, layout, one.period // one.pixels, axis=1)
+        return seam_gradients(one.latents, layout, one.period // one.pixels, axis=1, where=where(one))
 
     try:
         return _pooled(painted, gradients)
@@ -101,15 +110,52 @@ def latent_contrast(painted: Sequence[Painted]) -> Interval | None:
         return None
 
 
-def seamless(found: dict[str, Interval | None], own: dict[str, float | None]) -> bool | None:
-    """Whether every interval holds 1.0 or the untiled run's own level; None where one has no bounds."""
-    verdicts = []
-    for name, one in found.items():
-        if one is None or math.isnan(one.low):
+def verdict(found: Sequence[Interval | None], seeds: int) -> str | None:
+    """What ratios say together; 1.0 is seamless.
+
+    "seam" where one interval holds neither 1 nor lies inside `BOUNDS`, "seamless" where all lie inside `BOUNDS`,
+    whole, and "not separated" otherwise: no seam was found, and none was ruled out. None where an interval can't be
+    had, or there are fewer than `LEAST_SEEDS` seeds.
+    """
+    each = []
+    for one in found:
+        if seeds < LEAST_SEEDS or one is None or math.isnan(one.low):
             return None
-        level = own.get(name)
-        verdicts.append(1.0 in one or (level is not None and level in one))
-    return all(verdicts)
+        inside = BOUNDS[0] <= one.low and one.high <= BOUNDS[1]
+        each.append(SEAMLESS if inside else UNDECIDED if 1.0 in one else SEAM)
+    return max(each, key=VERDICTS.index)
+
+
+def against(
+    painted: Sequence[Painted], untiled: Sequence[Painted], photographs: Sequence[Sequence[Any]]
+) -> dict[str, Interval | None]:
+    """Of `STRUCTURE` the ratio to the untiled run of the same seed, on the same lines.
+
+    For edges and tones it is the geometric mean over seeds of the ratio of two pictures' values, with Student's
+    interval on the logarithms; patches are statistics of all pictures, whose ratio has its interval by a jackknife
+    that leaves out a seed in both.
+    """
+    others = [replace(one, pictures=other.pictures) for one, other in zip(painted, untiled, strict=True)]
+    found: dict[str, Interval | None] = dict.fromkeys(STRUCTURE)
+    for name, pair in (("seam_contrast", _seams), ("tone_step", _tones)):
+        parts = [
+            interval(log_ratio(*pair(one)) - log_ratio(*pair(other)))
+            for one, other in zip(painted, others, strict=True)
+        ]
+        found[name] = _together([_exp(part) for part in parts])
+    if all(photographs):
+        found["patch_ratio"] = _together(
+            [
+                patches.patch_ratio_to(one.pictures, other.pictures, one.layout, one.period, truth, where(one))
+                for one, other, truth in zip(painted, others, photographs, strict=True)
+            ]
+        )
+    return found
+
+
+def _exp(logs: Interval) -> Interval:
+    value, low, high = (math.exp(one) for one in (logs.value, logs.low, logs.high))
+    return replace(logs, value=value, low=low, high=high)
 
 
 def interval_of_means(parts: Sequence[Interval]) -> Interval:
@@ -125,10 +171,13 @@ def plain(found: Interval | None) -> dict[str, Any] | None:
     return {"value": found.value, **bounds, "count": found.count}
 
 
+def where(one: Painted) -> Where:
+    """Where seams are: a uniform window jumps where tiles begin and end, others where the deepest tile changes."""
+    return "border" if one.setting.overlap and one.setting.window == "uniform" else "owner"
+
+
 def _seams(one: Painted) -> tuple[Any, Any]:
-    # A uniform window jumps where tiles begin and end, any other where the deepest tile changes.
-    border = bool(one.setting.overlap) and one.setting.window == "uniform"
-    return seam_gradients(one.pictures, one.layout, one.period, axis=1, where="border" if border else "owner")
+    return seam_gradients(one.pictures, one.layout, one.period, axis=1, where=where(one))
 
 
 def _tones(one: Painted) -> tuple[Any, Any]:
@@ -144,27 +193,9 @@ def _pooled(painted: Sequence[Painted], pair: Pair) -> Interval:
 
 def _compared(painted: Sequence[Painted], photographs: Sequence[Sequence[Any]]) -> list[dict[str, Interval]]:
     return [
-        patches.patch_distance(one.pictures, one.layout, one.period, truth)
+        patches.patch_distance(one.pictures, one.layout, one.period, truth, where(one))
         for one, truth in zip(painted, photographs, strict=True)
     ]
-
-
-def _own_level(
-    painted: Sequence[Painted], untiled: Sequence[Painted] | None, photographs: Sequence[Sequence[Any]]
-) -> dict[str, float | None]:
-    """What the untiled pictures have of `STRUCTURE` on this setting's seam lines."""
-    if untiled is None:
-        return dict.fromkeys(STRUCTURE)
-    shown = [
-        Painted(one.setting, one.layout, one.period, one.pixels, other.pictures, None, ())
-        for one, other in zip(painted, untiled, strict=True)
-    ]
-    ratio = _together([each["ratio"] for each in _compared(shown, photographs)]).value if all(photographs) else None
-    return {
-        "seam_contrast": _pooled(shown, _seams).value,
-        "tone_step": _pooled(shown, _tones).value,
-        "patch_ratio": ratio,
-    }
 
 
 def _disagreement(painted: Sequence[Painted]) -> list[float] | None:

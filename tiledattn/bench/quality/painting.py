@@ -8,7 +8,8 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.shipped import SHIPPED, shipped
+from .. import environment
+from .identity import identity, made_by
 from .settings import Setting
 
 if TYPE_CHECKING:
@@ -67,6 +70,21 @@ class Strip:
         """ "cpu" or "cuda"."""
         return str(self.pipe.device.type)
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the pipeline is; see `identity.identity`."""
+        return identity(self.pipe)
+
+    @cached_property
+    def made_by(self) -> dict[str, Any]:
+        """What paints here; see `identity.made_by`."""
+        return made_by()
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Device, versions and commit; see `environment.examine`."""
+        return environment.examine(self.device)
+
 
 @dataclass(frozen=True, eq=False)
 class Painted:
@@ -80,6 +98,7 @@ class Painted:
         pictures: [seeds, 3, H, W] in [0, 1], float32.
         latents: [seeds, C, h, w] of the last step, or None where the pipeline's are no such grid.
         disagreement: RMS in the overlaps at each step; empty without overlap.
+        environment: where it was painted, as in `environment.examine`.
     """
 
     setting: Setting
@@ -89,6 +108,7 @@ class Painted:
     pictures: NDArray[np.float32]
     latents: NDArray[np.float32] | None
     disagreement: tuple[float, ...]
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -154,7 +174,14 @@ def paint(
     disagreement = np.sqrt(np.average(squares, axis=0, weights=counts)).tolist() if setting.overlap else []
     assert grid is not None
     return Painted(
-        setting, layout, period, pixels, pictures, _latent_grids(latents, grid.size[-2:]), tuple(disagreement)
+        setting,
+        layout,
+        period,
+        pixels,
+        pictures,
+        _latent_grids(latents, grid.size[-2:]),
+        tuple(disagreement),
+        strip.environment,
     )
 
 
@@ -195,6 +222,7 @@ def save(painted: Painted, path: Path, about: dict[str, Any]) -> None:
         "period": painted.period,
         "pixels": painted.pixels,
         "disagreement": painted.disagreement,
+        "environment": painted.environment,
     }
     arrays: dict[str, Any] = {"pictures": np.round(painted.pictures.clip(0, 1) * 65535).astype(np.uint16)}
     if painted.latents is not None:
@@ -203,21 +231,30 @@ def save(painted: Painted, path: Path, about: dict[str, Any]) -> None:
         np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
 
 
-def kept(path: Path, setting: Setting, about: dict[str, Any]) -> Painted | None:
+def kept(path: Path, setting: Setting, about: dict[str, Any], any_sources: bool = False) -> Painted | None:
     """What `save` kept under the same `about`, or None."""
     from ...geometry import TileLayout
 
     try:
         with np.load(path, allow_pickle=False) as data:
             facts = json.loads(str(data["facts"]))
-            if facts["about"] != json.loads(json.dumps(about)):
+            if not same(facts["about"], about, any_sources):
                 return None
             latents = data.get("latents")
             pictures = data["pictures"].astype(np.float32) / 65535
     except (OSError, ValueError, KeyError):
         return None
     layout = TileLayout(*(tuple(part) for part in facts["layout"]))
-    return Painted(setting, layout, facts["period"], facts["pixels"], pictures, latents, tuple(facts["disagreement"]))
+    curve, where = tuple(facts["disagreement"]), facts["environment"]
+    return Painted(setting, layout, facts["period"], facts["pixels"], pictures, latents, curve, where)
+
+
+def same(found: dict[str, Any], about: dict[str, Any], any_sources: bool) -> bool:
+    """Whether what is kept is about the same; with `any_sources` whatever made it."""
+    wanted = json.loads(json.dumps(about))
+    if any_sources:
+        found, wanted = ({**one, "made_by": None} for one in (found, wanted))
+    return bool(found == wanted)
 
 
 def _call(strip: Strip, prompt: str, seeds: Sequence[int], callbacks: dict[str, Any], **more: Any) -> Any:

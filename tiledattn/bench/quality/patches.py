@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...geometry import TileLayout
 from ...metrics import Interval, control_lines, interval, seam_lines
 from ...metrics.intervals import student_t
+from ...metrics.lines import Where
 
 Floats = NDArray[np.float64]
 
@@ -55,19 +56,24 @@ def windows_at(pictures: Any, lines: Sequence[int], side: int, step: int) -> Flo
     return windows
 
 
-def lines_of(layout: TileLayout, period: int) -> tuple[list[int], list[int]]:
-    """The seam lines across x, and as many control lines: for each seam line the one nearest to a cell's middle."""
-    seams = list(seam_lines(layout, 1))
+def lines_of(layout: TileLayout, period: int, where: Where = "owner") -> tuple[list[int], list[int]]:
+    """The seam lines across x, and as many control lines: for each seam line the one nearest to a cell's middle.
+
+    `where` as in `tiledattn.metrics.seam_lines`.
+    """
+    seams = list(seam_lines(layout, 1, where))
     inside = []
     for place, line in enumerate(seams):
         following = seams[(place + 1) % len(seams)]
         middle = line + ((following - line) % layout.size[1] or layout.size[1]) / 2
-        lines = control_lines(layout, 1, line, period)
+        lines = control_lines(layout, 1, line, period, where)
         inside.append(min(lines, key=lambda one: _apart(one, middle, layout.size[1])))
     return seams, inside
 
 
-def patch_distance(pictures: Any, layout: TileLayout, period: int, photographs: Sequence[Any]) -> dict[str, Interval]:
+def patch_distance(
+    pictures: Any, layout: TileLayout, period: int, photographs: Sequence[Any], where: Where = "owner"
+) -> dict[str, Interval]:
     """Sliced Wasserstein distance of patches to those of photographs: {"seam", "inside", "ratio"}.
 
     Patches are 8 x 8 pixels, less their mean colour. They are projected to random directions; on each the squared
@@ -80,9 +86,35 @@ def patch_distance(pictures: Any, layout: TileLayout, period: int, photographs: 
         layout: in pixels; x is periodic.
         period: as in `tiledattn.metrics.control_lines`.
         photographs: [C, H, W] each, in [0, 1].
+        where: as in `tiledattn.metrics.seam_lines`.
     """
+    on, off = _distances(pictures, layout, period, photographs, where)
+    count = len(pictures)
+    return {
+        "seam": jackknife(on, count),
+        "inside": jackknife(off, count),
+        "ratio": jackknife(lambda some: on(some) / off(some), count),
+    }
+
+
+def patch_ratio_to(
+    pictures: Any, others: Any, layout: TileLayout, period: int, photographs: Sequence[Any], where: Where = "owner"
+) -> Interval:
+    """`patch_distance`'s "ratio" of pictures over that of others with the same noise, on the same lines.
+
+    The jackknife leaves out a picture and its other together. Arguments as there.
+    """
+    on, off = _distances(pictures, layout, period, photographs, where)
+    other_on, other_off = _distances(others, layout, period, photographs, where)
+    return jackknife(lambda some: on(some) / off(some) * other_off(some) / other_on(some), len(pictures))
+
+
+def _distances(
+    pictures: Any, layout: TileLayout, period: int, photographs: Sequence[Any], where: Where
+) -> tuple[Callable[[Any], float], Callable[[Any], float]]:
+    """The distance to photographs on seams and inside, each of an array of picture numbers."""
     rng = np.random.default_rng(0)
-    seams, inside = lines_of(layout, period)
+    seams, inside = lines_of(layout, period, where)
     directions = rng.standard_normal((np.shape(pictures)[1] * PATCH * PATCH, DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0)
     truth = _quantiles(np.concatenate([_anywhere(one, rng) for one in photographs]) @ directions)
@@ -95,22 +127,17 @@ def patch_distance(pictures: Any, layout: TileLayout, period: int, photographs: 
             float(((_quantiles(values[some].reshape(-1, DIRECTIONS)) - truth) ** 2).mean()) + 1e-18
         )
 
-    on, off, count = distance(seam), distance(other), len(seam)
-    return {
-        "seam": jackknife(on, count),
-        "inside": jackknife(off, count),
-        "ratio": jackknife(lambda some: on(some) / off(some), count),
-    }
+    return distance(seam), distance(other)
 
 
-def spectrum(pictures: Any, layout: TileLayout, period: int) -> Interval:
+def spectrum(pictures: Any, layout: TileLayout, period: int, where: Where = "owner") -> Interval:
     """Power across over power along the seams, on the seams, relative to the same inside the tiles; 1.0 is seamless.
 
     Of the power spectrum of 16 x 16 blocks of luminance (less their mean, under a Hann taper) the power of
     frequencies nearer to the x axis is variation across the seams, nearer to the y axis along them. An edge adds to
     the first alone, a blur takes from both but more from the first.
     """
-    on, off = (_wedges(windows_at(pictures, lines, BLOCK, BLOCK // 2)) for lines in lines_of(layout, period))
+    on, off = (_wedges(windows_at(pictures, lines, BLOCK, BLOCK // 2)) for lines in lines_of(layout, period, where))
 
     def ratio(some: Any) -> float:
         (across, along), (other_across, other_along) = on[some].sum(axis=0), off[some].sum(axis=0)

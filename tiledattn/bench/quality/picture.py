@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...files import whole_file
+from .measures import SEAMLESS, UNDECIDED
 
 COLOURS = {
     "alone": "#7b8594",
@@ -61,7 +62,9 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
         line[0].set_title(f"{model['model']}: {', '.join(model['prompts'])}", color=INK, fontsize=11, loc="left")
     kinds = dict.fromkeys(row["kind"] for model in models for row in model["rows"] if row["kind"] in COLOURS)
     handles = [Line2D([], [], color=COLOURS[kind], marker="o", linestyle="", label=NAMES[kind]) for kind in kinds]
-    handles.append(Line2D([], [], color=GREY, linestyle="--", label="filled: seamless; grey: the untiled run there"))
+    handles.append(
+        Line2D([], [], color=GREY, linestyle="--", label="filled: seamless; half: not separated; grey: untiled run")
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     kind = path.suffix.lstrip(".") or "png"
     with whole_file(path) as temporary:
@@ -94,15 +97,19 @@ def _panel(axes: Any, model: Mapping[str, Any], measure: str, against: str) -> N
         x, found = _place(row, against), row["measures"][measure]
         if row["kind"] in COLOURS and x is not None and found is not None:
             points.append((x, row, found))
-    _line(axes, [(x, row, found) for x, row, found in points if row["kind"] == "blended" and row["window"] == "hann"])
+    for window in ("hann", "uniform"):
+        own = [point for point in points if point[1]["kind"] == "blended" and point[1]["window"] == window]
+        _line(axes, own)
     spread = _beside([x for x, _, _ in points])
     verdict = "seamless_patches" if measure == "patch_ratio" else "seamless"
     for (_, row, found), x in zip(points, spread, strict=True):
         colour = COLOURS[row["kind"]]
         if found["low"] is not None:
             axes.plot([x, x], [found["low"], found["high"]], color=colour, linewidth=1.2, alpha=0.6)
-        filled = colour if row[verdict] else "white"
-        axes.plot([x], [found["value"]], marker="o", markersize=6, color=colour, markerfacecolor=filled)
+        filled = {SEAMLESS: "full", UNDECIDED: "left"}.get(row[verdict], "none")
+        axes.plot(
+            [x], [found["value"]], marker="o", markersize=6, color=colour, fillstyle=filled, markerfacecoloralt="white"
+        )
     _style(axes)
     _name(axes, [(x, row, found) for x, (_, row, found) in zip(spread, points, strict=True)])
     axes.set_xlabel(AGAINST[against], color=INK, fontsize=9)

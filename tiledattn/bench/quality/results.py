@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .measures import MEASURES
+from .measures import LEAST_SEEDS, MEASURES, SEAM, SEAMLESS, STRUCTURE, VERDICTS
 from .settings import KINDS
 
-FORMAT = 1
+FORMAT = 2
 _MODEL = {
     "model": str,
     "canvas": list,
@@ -18,6 +18,8 @@ _MODEL = {
     "arguments": dict,
     "seeds": int,
     "prompts": list,
+    "commits": list,
+    "judged_against": str,
     "levels": dict,
     "notes": list,
     "rows": list,
@@ -35,7 +37,7 @@ _ROW = {
     "tiles": int,
     "computed": (int, float),
     "measures": dict,
-    "own_level": dict,
+    "judged": dict,
 }
 
 
@@ -43,12 +45,13 @@ def validate(data: Any) -> dict[str, Any]:
     """The data of a quality run, checked.
 
     Returns:
-        `data`: {"format": 1, "command", "environment", "models": [...]}. A model has what was painted ("model",
+        `data`: {"format": 2, "command", "environment", "models": [...]}. A model has what was painted ("model",
         "canvas" and "tile" (height, width) in pixels, "steps", "arguments" of the pipeline, "seeds" per prompt,
-        "prompts"), "levels" (name to number: what photographs and untiled runs have), "notes" (what could not be
-        measured) and "rows". A row has a `Setting`'s fields, key and name, "tiles", "computed" (positions computed per
-        canvas position), "time" ({"seconds", "ratio", "low", "high", "rounds"} of a denoising step of a picture),
-        "learned" (FID, ... by name), and what `measures.measure` returns.
+        "prompts", "commits" that painted), "judged_against" ("untiled" or "1.0"), "levels" (name to number: what
+        photographs and untiled runs have), "notes" (what could not be measured) and "rows". A row has a `Setting`'s
+        fields, key and name, "tiles", "computed" (positions computed per canvas position), "time" ({"seconds",
+        "ratio", "low", "high", "rounds"} of a denoising step of a picture), "learned" (FID, ... by name), and what
+        `measures.measure` returns.
 
     Raises:
         ValueError: what is missing or wrong, and where.
@@ -63,7 +66,12 @@ def validate(data: Any) -> dict[str, Any]:
         if not model["rows"]:
             raise ValueError(f"{model['model']}: rows: got none")
         for row in model["rows"]:
-            _row(f"{model['model']}: {row.get('key') if isinstance(row, dict) else row}", row)
+            where = f"{model['model']}: {row.get('key') if isinstance(row, dict) else row}"
+            _row(where, row)
+            if model["seeds"] < LEAST_SEEDS and (row.get("seamless") or row.get("seamless_patches")):
+                raise ValueError(
+                    f"{where}: seamless: got a verdict by {model['seeds']} seeds; {LEAST_SEEDS} are needed"
+                )
     return dict(data)
 
 
@@ -73,14 +81,16 @@ def _row(where: str, row: Any) -> None:
         raise ValueError(f"{where}: kind: got {row['kind']!r}; known are {', '.join(KINDS)}")
     if set(row["measures"]) != set(MEASURES):
         raise ValueError(f"{where}: measures: got {sorted(row['measures'])}; expected {sorted(MEASURES)}")
-    for name, found in row["measures"].items():
+    if set(row["judged"]) != set(STRUCTURE):
+        raise ValueError(f"{where}: judged: got {sorted(row['judged'])}; expected {sorted(STRUCTURE)}")
+    for name, found in [*row["measures"].items(), *row["judged"].items()]:
         if found is not None:
             _interval(f"{where}: {name}", found)
     time = row.get("time")
     if time is not None:
         _fields(f"{where}: time", time, {"seconds": float, "ratio": float, "rounds": int})
     for name in ("seamless", "seamless_patches"):
-        if row.get(name) not in (None, True, False):
+        if row.get(name) not in (None, *VERDICTS):
             raise ValueError(f"{where}: {name}: got {row[name]!r}")
     for step in row.get("disagreement") or []:
         if not isinstance(step, float) or not math.isfinite(step):
@@ -108,16 +118,16 @@ def _fields(where: str, found: Any, kinds: Mapping[str, Any]) -> None:
 
 
 def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamless") -> list[dict[str, Any]]:
-    """For each way of tiling, over the overlaps it was tried at, the smallest at which it is seamless.
+    """For each way of tiling, over the overlaps it was tried at, the smallest that is seamless, or shows no seam.
 
     Args:
         rows: of one model.
         verdict: "seamless" or "seamless_patches".
 
     Returns:
-        One item per way that differs in more than its overlap: "name", "tried" (overlaps in pixels), "smallest" (None
-        where it is at none of them), "computed" and "time" (ratio, or None) there, and "failing" (larger overlaps at
-        which it is not).
+        One item per way that differs in more than its overlap: "name", "tried" (overlaps in pixels), "seamless" and
+        "no_seam" (the smallest overlap at which the verdict is "seamless", or is not "seam"; each None where there is
+        none, else {"overlap", "computed", "time" (ratio, or None), "failing" (larger overlaps at which it is not)}).
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: int(row["overlap"])):
@@ -134,22 +144,31 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamles
         if not way[-1] and any(other[:-1] == way[:-1] for other in groups if other[-1]):
             continue  # the same way with an overlap has it too
         tried = [*alone, *members] if way[0] == "blended" else members
-        good = [row for row in tried if row[verdict]]
-        best = good[0] if good else None
         found.append(
             {
                 "order": KINDS.index(way[0]),
                 "name": way_name(members[0]),
                 "tried": [row["overlap"] for row in tried],
-                "smallest": None if best is None else best["overlap"],
-                "computed": None if best is None else best["computed"],
-                "time": None if best is None or best.get("time") is None else best["time"]["ratio"],
-                "failing": []
-                if best is None
-                else [row["overlap"] for row in tried if row["overlap"] > best["overlap"] and not row[verdict]],
+                "seamless": _first(tried, [row[verdict] == SEAMLESS for row in tried]),
+                "no_seam": _first(tried, [row[verdict] not in (None, SEAM) for row in tried]),
             }
         )
     return sorted(found, key=lambda one: one.pop("order"))
+
+
+def _first(rows: Sequence[Mapping[str, Any]], good: Sequence[bool]) -> dict[str, Any] | None:
+    """The first good row and the later ones that are not."""
+    if not any(good):
+        return None
+    place = good.index(True)
+    best, time = rows[place], rows[place].get("time")
+    failing = [row["overlap"] for row, well in zip(rows[place:], good[place:], strict=True) if not well]
+    return {
+        "overlap": best["overlap"],
+        "computed": best["computed"],
+        "time": None if time is None else time["ratio"],
+        "failing": failing,
+    }
 
 
 def way_name(row: Mapping[str, Any]) -> str:

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import __version__
 from ...files import whole_file
 from ...metrics import interval
-from .painting import Painted, Strip, denoiser, kept, paint, save, step_seconds
+from .painting import Painted, Strip, kept, paint, same, save, step_seconds
 from .settings import Setting
 
 TIMED_STEPS = 4
@@ -72,19 +71,25 @@ def about(strip: Strip, setting: Setting, prompt: str, seeds: Sequence[int]) -> 
     """What decides the pictures: they are kept for a later run that has the same."""
     return {
         "model": strip.model,
-        "weights": _fingerprint(strip.pipe),
+        "pipeline": strip.identity,
+        "made_by": strip.made_by,
         "canvas": strip.canvas,
         "native": strip.native,
         "arguments": strip.arguments,
         "setting": asdict(setting),
         "prompt": prompt,
         "seeds": list(seeds),
-        "tiledattn": __version__,
     }
 
 
 def paint_all(
-    strip: Strip, settings: Sequence[Setting], prompts: Sequence[str], seeds: int, folder: Path, resume: bool
+    strip: Strip,
+    settings: Sequence[Setting],
+    prompts: Sequence[str],
+    seeds: int,
+    folder: Path,
+    resume: bool,
+    any_sources: bool = False,
 ) -> None:
     """Paints what is not kept yet; Ctrl-C leaves what is done."""
     todo = []
@@ -92,7 +97,7 @@ def paint_all(
         own = range(number * seeds, (number + 1) * seeds)  # noise of its own for every prompt
         for setting in settings:
             path, facts = place_of(folder, strip, setting, prompt), about(strip, setting, prompt, own)
-            if not resume or kept(path, setting, facts) is None:
+            if not resume or kept(path, setting, facts, any_sources) is None:
                 todo.append((path, facts, setting, prompt, own))
     count = len(settings) * len(prompts)
     if len(todo) < count:
@@ -106,12 +111,14 @@ def paint_all(
         progress.close()
 
 
-def painted(strip: Strip, setting: Setting, prompts: Sequence[str], seeds: int, folder: Path) -> list[Painted] | None:
+def painted(
+    strip: Strip, setting: Setting, prompts: Sequence[str], seeds: int, folder: Path, any_sources: bool = False
+) -> list[Painted] | None:
     """The kept pictures of a setting, one item a prompt; None where some are missing."""
     found = []
     for number, prompt in enumerate(prompts):
         facts = about(strip, setting, prompt, range(number * seeds, (number + 1) * seeds))
-        one = kept(place_of(folder, strip, setting, prompt), setting, facts)
+        one = kept(place_of(folder, strip, setting, prompt), setting, facts, any_sources)
         if one is None:
             return None
         found.append(one)
@@ -119,7 +126,13 @@ def painted(strip: Strip, setting: Setting, prompts: Sequence[str], seeds: int, 
 
 
 def time_all(
-    strip: Strip, settings: Sequence[Setting], prompt: str, rounds: int, folder: Path, resume: bool
+    strip: Strip,
+    settings: Sequence[Setting],
+    prompt: str,
+    rounds: int,
+    folder: Path,
+    resume: bool,
+    any_sources: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Seconds per denoising step and picture, and their ratio to tiles alone.
 
@@ -134,16 +147,16 @@ def time_all(
     facts = {
         "threads": _threads(),
         "canvas": strip.canvas,
-        "device": strip.device,
-        "weights": _fingerprint(strip.pipe),
+        "arguments": strip.arguments,
+        "pipeline": strip.identity,
+        "made_by": strip.made_by,
         "keys": [one.key for one in settings],
         "rounds": rounds,
     }
-    facts = json.loads(json.dumps(facts))
     if resume:
         try:
             data = json.loads(path.read_text())
-            if data["about"] == facts:
+            if same(data["about"], facts, any_sources):
                 return dict(data["times"])
         except (OSError, ValueError, KeyError):
             pass
@@ -162,7 +175,8 @@ def time_all(
         progress.close()
     times = ratios(values)
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps({"about": facts, "times": times}, indent=1) + "\n")
+        kept_facts = {"about": facts, "environment": strip.environment, "times": times}
+        temporary.write_text(json.dumps(kept_facts, indent=1) + "\n")
     return times
 
 
@@ -200,13 +214,3 @@ def _threads() -> int:
     import torch
 
     return int(torch.get_num_threads())
-
-
-def _fingerprint(pipe: Any) -> str:
-    """Tells one set of weights from another: names, shapes and first values of the denoiser's parameters."""
-    model = denoiser(pipe)
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters() if model is not None else ():
-        head = parameter.detach().flatten()[:16].float().cpu().numpy()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + head.tobytes())
-    return digest.hexdigest()[:16]

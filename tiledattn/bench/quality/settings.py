@@ -22,9 +22,9 @@ class Setting:
     """One way of tiling a strip.
 
     Attributes:
-        kind: "untiled" (one tile as large as the canvas), "alone" (nothing crosses borders), "blended" (overlap only,
-            as MultiDiffusion does), "attention" (attention over the whole canvas and nothing else), "single" (one
-            coupling alone) or "ours" (all couplings).
+        kind: "untiled" (one tile as large as the canvas), "alone" (nothing crosses borders), "blended" (overlap only;
+            with the window "uniform" it is MultiDiffusion), "attention" (attention over the whole canvas and nothing
+            else), "single" (one coupling alone) or "ours" (all couplings).
         overlap: pixels that adjacent tiles share.
         halo: pixels that attention sees beyond a border, or "all".
         rings: whether convolutions read their neighbours' positions.
@@ -127,7 +127,8 @@ def standard(tile: int, convolutional: bool) -> list[Setting]:
     """
     eighth, quarter, half = tile // 8, tile // 4, tile // 2
     blended = [Setting("blended", pixels(share, tile)) for share in OVERLAPS]
-    start = [Setting("untiled"), Setting("alone"), *blended, Setting("blended", quarter, window="uniform")]
+    averaged = [Setting("blended", pixels(share, tile), window="uniform") for share in OVERLAPS]
+    start = [Setting("untiled"), Setting("alone"), *blended, *averaged]
     if not convolutional:
         return [
             *start,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .measures import BOUNDS, LEAST_SEEDS, VERDICTS
 from .results import separated, smallest_overlaps
 
 # (measure, heading, target of the best, factor, digits)
@@ -21,9 +22,11 @@ _PATCHES = (
     ("spectrum", "spectrum, across / along", 1.0, 1, 2),
     ("repetition", "repetition", None, 1, 2),
 )
-
-
-_YES = {None: "", True: "yes", False: "no"}
+_JUDGED = (
+    ("seam_contrast", "seam contrast", None, 1, 2),
+    ("tone_step", "tone step", None, 1, 2),
+    ("patch_ratio", "patches, seam / inside", None, 1, 2),
+)
 
 
 def tables(data: Mapping[str, Any]) -> str:
@@ -40,7 +43,9 @@ def _model(model: Mapping[str, Any]) -> str:
         f"{width}x{height} pixels, {width // model['tile'][1]} native tiles abreast, ends meet; {prompts}; "
         f"{model['seeds']} seeds, {model['steps']} steps{'' if guidance is None else f', guidance {guidance:g}'}."
     )
-    parts = [f"### {model['model']}", about, _seam_table(rows), _overlap_table(rows), _patch_table(rows)]
+    commits = ", ".join(model["commits"])
+    parts = [f"### {model['model']}", f"{about} Painted by commit {commits}.", _seam_table(rows), _patch_table(rows)]
+    parts += [_verdicts(model), _judged_table(rows), _overlap_table(rows)]
     levels = ", ".join(f"{name} {value:.2f}" for name, value in model["levels"].items())
     if levels:
         parts.append(f"Power of variation across over along, for comparison: {levels}.")
@@ -51,7 +56,6 @@ def _model(model: Mapping[str, Any]) -> str:
 def _seam_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
-        untiled = row["kind"] == "untiled"
         lines.append(
             [
                 row["name"],
@@ -59,40 +63,64 @@ def _seam_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _time(row),
                 *_measured(row, rows, _SEAMS),
                 _mean(row.get("disagreement")),
-                "" if untiled else _YES[row["seamless"]],
             ]
         )
-    heads = ["method", "positions computed", "time", *(each[1] for each in _SEAMS), "disagreement", "seamless"]
+    heads = ["method", "positions computed", "time", *(each[1] for each in _SEAMS), "disagreement"]
     return _table(heads, lines)
 
 
 def _patch_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [[row["name"], *_measured(row, rows, _PATCHES)] for row in rows]
+    return _table(["method", *(each[1] for each in _PATCHES)], lines)
+
+
+def _verdicts(model: Mapping[str, Any]) -> str:
+    """What the next tables hold, and how the verdicts came out."""
+    low, high = BOUNDS
+    whom = "over the untiled run of the same seed, on the same lines" if model["judged_against"] == "untiled" else ""
+    if model["seeds"] < LEAST_SEEDS:
+        return f"Ratios {whom}. {model['seeds']} seeds are too few for verdicts; {LEAST_SEEDS} are needed."
+    taking = [row for row in model["rows"] if row["kind"] != "untiled"]
+    counts = [
+        f"{what} {', '.join(f'{sum(row[name] == one for row in taking)} {one}' for one in VERDICTS)}"
+        for name, what in (("seamless", "by edges and tones"), ("seamless_patches", "with patches too"))
+        if any(row[name] for row in taking)
+    ]
+    return (
+        f"Ratios {whom or 'to 1.0'}. Seamless: all 95% intervals lie inside {low:g}-{high:g}; seam: one lies neither "
+        f"there nor holds 1; not separated: neither was shown. Of {len(taking)} methods {'; '.join(counts)}."
+    )
+
+
+def _judged_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [
             row["name"],
-            *_measured(row, rows, _PATCHES),
-            "" if row["kind"] == "untiled" else _YES[row["seamless_patches"]],
+            *("" if row["judged"][one[0]] is None else _number(row["judged"][one[0]], *one[3:]) for one in _JUDGED),
+            row["seamless"] or "",
+            row["seamless_patches"] or "",
         ]
         for row in rows
+        if row["kind"] != "untiled"
     ]
-    return _table(["method", *(each[1] for each in _PATCHES), "seamless, patches too"], lines)
+    return _table(["method", *(one[1] for one in _JUDGED), "by edges and tones", "with patches too"], lines)
 
 
 def _overlap_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for edges, structure in zip(smallest_overlaps(rows), smallest_overlaps(rows, "seamless_patches"), strict=True):
         tried = ", ".join(map(str, edges["tried"]))
-        lines.append([edges["name"], tried, *_smallest(edges), *_smallest(structure)])
-    heads = ["method", "overlaps tried, px", "smallest that is seamless", "positions, time"]
-    return _table([*heads, "smallest with seamless patches too", "positions, time"], lines)
+        cells = [_smallest(found[name]) for found in (edges, structure) for name in ("seamless", "no_seam")]
+        lines.append([edges["name"], tried, *cells])
+    heads = ["seamless from", "no seam found from", "seamless from, patches too", "no seam found from, patches too"]
+    return _table(["method", "overlaps tried, px", *heads], lines)
 
 
-def _smallest(found: Mapping[str, Any]) -> list[str]:
-    if found["smallest"] is None:
-        return ["none of them", ""]
-    failing = f" (but not at {', '.join(map(str, found['failing']))})" if found["failing"] else ""
-    time = "" if found["time"] is None else f", {found['time']:.2f}"
-    return [f"{found['smallest']} px{failing}", f"{found['computed']:.2f}{time}"]
+def _smallest(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "none of them"
+    failing = f", but not at {', '.join(map(str, found['failing']))}" if found["failing"] else ""
+    return f"{found['overlap']} px ({found['computed']:.2f} positions){failing}"
 
 
 def _measured(
