@@ -123,9 +123,15 @@ def _distances(
     )  # [S, patches, directions]
 
     def distance(values: Floats) -> Callable[[Any], float]:
-        return lambda some: math.sqrt(
-            float(((_quantiles(values[some].reshape(-1, DIRECTIONS)) - truth) ** 2).mean()) + 1e-18
-        )
+        known: dict[tuple[int, ...], float] = {}  # ratios ask for the same sets again
+
+        def of(some: Any) -> float:
+            if tuple(some) not in known:
+                apart = _quantiles(values[some].reshape(-1, DIRECTIONS)) - truth
+                known[tuple(some)] = math.sqrt(float((apart**2).mean()) + 1e-18)
+            return known[tuple(some)]
+
+        return of
 
     return distance(seam), distance(other)
 
@@ -205,7 +211,11 @@ def _flat(patches: Floats) -> Floats:
 
 def _quantiles(values: Floats) -> Floats:
     """Quantiles of every column, [QUANTILES, columns]."""
-    found: Floats = np.quantile(values, (np.arange(QUANTILES) + 0.5) / QUANTILES, axis=0)
+    ordered = np.sort(np.ascontiguousarray(values.T), axis=1)  # rows in memory's order sort many times faster
+    places = (np.arange(QUANTILES) + 0.5) / QUANTILES * (ordered.shape[1] - 1)
+    below = np.floor(places).astype(np.int64)
+    above, share = np.minimum(below + 1, ordered.shape[1] - 1), places - below
+    found: Floats = (ordered[:, below] * (1 - share) + ordered[:, above] * share).T
     return found
 
 
