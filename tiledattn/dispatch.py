@@ -94,11 +94,11 @@ def select(op: str, requested: str, device: torch.device, dtype: torch.dtype, he
             )
         return module
     if device.type == "cpu":
-        return _first_on_cpu(_AUTOMATIC, op, device, dtype, head_dim, os.environ.get("TRITON_INTERPRET"))
-    return _first(_AUTOMATIC, op, device, dtype, head_dim)
+        return _module(_first_on_cpu(_AUTOMATIC, op, device, dtype, head_dim, os.environ.get("TRITON_INTERPRET")))
+    return _module(_first(_AUTOMATIC, op, device, dtype, head_dim))
 
 
-def _first(names: tuple[str, ...], op: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType:
+def _first(names: tuple[str, ...], op: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """The first of these backends that takes the call; the log says why those before it were passed over."""
     for name in names:
         module = _module(name)
@@ -106,7 +106,7 @@ def _first(names: tuple[str, ...], op: str, device: torch.device, dtype: torch.d
         if reason is None:
             reason = failed_self_check(module, _module("torch"), op, device, dtype, head_dim)
         if reason is None:
-            return module
+            return name
         _log_once(name, op, device.type, dtype, head_dim, reason)
     raise BackendUnavailableError(f"no backend can run {op} on {device}, {dtype}; see tiledattn.backends()")
 
@@ -114,7 +114,7 @@ def _first(names: tuple[str, ...], op: str, device: torch.device, dtype: torch.d
 @cache
 def _first_on_cpu(
     names: tuple[str, ...], op: str, device: torch.device, dtype: torch.dtype, head_dim: int, interpreter: str | None
-) -> ModuleType:
+) -> str:
     """The same on CPUs, where the answer depends on nothing but these: asking every backend takes 5 us a call."""
     return _first(names, op, device, dtype, head_dim)
 
