@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tiledattn as ta
-from tiledattn.bench import end_to_end, end_to_end_study, runner
-from tiledattn.bench.end_to_end_study import Method, Row
+from tiledattn.bench import end_to_end, end_to_end_study, end_to_end_verdicts, runner, step_cases
+from tiledattn.bench.end_to_end_verdicts import Method, Row
 from tiledattn.bench.ways import Verdict
 from tiledattn.metrics import Interval
 
@@ -32,7 +32,7 @@ def small(monkeypatch):
 
 
 def rows_of(**options):
-    case = end_to_end.EndToEnd("picture", "small", {"cpu": ("float32",)}, steps=1, ours=(0,), panorama=(8,), **options)
+    case = end_to_end.EndToEnd("picture", "small", {"cpu": ("float32",)}, steps=1, ours=0, panorama=(8,), **options)
     return {row["way"]: row for row in runner.run(case, "float32", CPU, 0.0)["rows"]}
 
 
@@ -40,16 +40,31 @@ def test_both_have_times():
     rows = rows_of()
     assert list(rows) == ["coupled, no overlap", "Panorama pipeline, 50% overlap"]
     assert all(row["seconds"] > 0 for row in rows.values())
-    assert rows["coupled, no overlap"]["error"] > 0
+    assert all(0 < row["error"] <= row["allowed"] < 1e-3 for row in rows.values())
+    assert [row["kind"] for row in rows.values()] == ["ours", "bound"]
 
 
-def test_a_broken_law_or_a_picture_that_is_not_finite_has_no_time(monkeypatch):
+def test_a_broken_law_has_no_time(monkeypatch):
     monkeypatch.setattr(end_to_end, "law_verdict", lambda *_: Verdict(1.0, 0.1))
     rows = rows_of()
     assert "failed" in rows["coupled, no overlap"]
     assert "seconds" in rows["Panorama pipeline, 50% overlap"]
-    monkeypatch.setattr(end_to_end, "panorama", lambda *_: lambda noise: torch.full((1, 3, 128, 64), math.nan))
-    assert "errs by inf" in rows_of()["Panorama pipeline, 50% overlap"]["failed"]
+
+
+@pytest.mark.parametrize("name", ["our_painter", "panorama"])
+def test_another_picture_than_that_of_the_method_has_no_time(monkeypatch, name):
+    """Only the first one made, which is what is timed, is broken."""
+    right, made = getattr(end_to_end, name), []
+
+    def make(*args, **options):
+        made.append(1)
+        painter = right(*args, **options)
+        return painter if len(made) > 1 else lambda noise: painter(noise) * 1.01
+
+    monkeypatch.setattr(end_to_end, name, make)
+    failed = [way for way, row in rows_of().items() if "seconds" not in row]
+    assert len(failed) == 1
+    assert failed[0].startswith("coupled" if name == "our_painter" else "Panorama")
 
 
 def test_of_one_tile_both_paint_the_same():
@@ -82,67 +97,141 @@ def test_the_fastest_view_batch_is_taken(monkeypatch):
     assert end_to_end.fastest_view_batch(paint, (4, 8, 16)) == 8
 
 
-def interval(low, high):
-    return Interval(math.sqrt(low * high), low, high, 8)
+SEEDS = 16
 
 
-def test_equal_is_a_ratio_whose_interval_holds_one():
-    """Intervals that just meet are apart."""
-    assert end_to_end_study.equal(interval(0.9, 1.1), interval(0.95, 1.3))
-    assert not end_to_end_study.equal(interval(0.77, 1.37), interval(0.57, 0.80))
-    assert end_to_end_study.equal(interval(0.77, 1.37), interval(0.69, 1.04))
+def a_row(kind, overlap, seconds, seam=1.0, tone=1.0):
+    """Contrasts that vary by seed as those of all others do, so that only pairs tell them apart."""
+    rng = np.random.default_rng(5)
+    common, own = rng.normal(size=SEEDS) * 0.5, np.random.default_rng(overlap + 100).normal(size=SEEDS) * 0.02
+    keys = [(0, seed) for seed in range(SEEDS)]
+    pairs = [
+        {key: (level * math.exp(c + d), 1.0) for key, c, d in zip(keys, common, own, strict=True)}
+        for level in (seam, tone)
+    ]
+    times = {key: seconds * math.exp(d) for key, d in zip(keys, own, strict=True)}
+    return Row(Method(kind, overlap), times, *pairs)
 
 
-def a_row(kind, overlap, seconds, seams, tones=(0.9, 1.1)):
-    return Row(Method(kind, overlap), seconds, 8, interval(*seams), interval(*tones))
+def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
+    ours = a_row("ours", 0, 1.0)
+    peers = [a_row("panorama", 12, 9.0), a_row("panorama", 8, 4.0, 0.7, 1.0)]
+    peers += [a_row("panorama", 4, 2.0, 1.0, 1.2), a_row("panorama", 0, 1.2, 2.0)]
+    assert end_to_end_verdicts.needed([ours, *peers]).method.overlap == 8
+    assert end_to_end_verdicts.needed([ours, peers[-1]]) is None
+    text = end_to_end_verdicts.table([ours, *peers], Interval(1.05, 1.04, 1.06, 9))
+    assert "reached: time of ours without overlap over Panorama's with 50% overlap, which it needs, 0.25" in text
+    assert "reached: time of ours over Panorama's, both with no overlap, 0.83" in text
+    assert "reached: couplings' part of a step without overlap 0.05 (0.04 to 0.06), at most 0.1" in text
 
 
-def test_panorama_needs_the_smallest_overlap_with_equal_seams():
-    ours = a_row("ours", 0, 1.0, (0.95, 1.05))
-    peers = [a_row("panorama", 12, 9.0, (0.9, 1.1)), a_row("panorama", 8, 4.0, (1.0, 1.1))]
-    peers += [a_row("panorama", 4, 2.0, (0.9, 1.1), (1.2, 1.4)), a_row("panorama", 0, 1.0, (1.8, 2.2))]
-    assert end_to_end_study.needed([ours, *peers]).method.overlap == 8
-    assert end_to_end_study.needed([ours, peers[-1]]) is None
-    text = end_to_end_study.table([ours, *peers])
-    assert "Panorama needs 50% overlap; ours takes 0.25 of its time" in text
-    assert "With no overlap ours takes 1.00 of Panorama's time" in text
+def test_pairs_tell_apart_what_pooled_intervals_do_not():
+    ours, peer = a_row("ours", 0, 1.0), a_row("panorama", 4, 1.0, 1.1)
+    assert end_to_end_verdicts.pooled(ours.seams).high > end_to_end_verdicts.pooled(peer.seams).low
+    assert not end_to_end_verdicts.not_above(peer, ours)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.2, 0.39, "reached"), (0.3, 0.5, "not settled"), (0.5, 0.6, "missed")]
+)
+def test_a_verdict_is_about_the_whole_interval(low, high, word):
+    found = Interval(math.sqrt(low * high), low, high, 8)
+    assert end_to_end_verdicts.verdict("it", found, 0.4).startswith(f"{word}: it")
+
+
+def test_prompts_are_groups():
+    """What differs between prompts is no spread; of one picture a prompt there is none to tell."""
+    logs, groups = [0.1, -0.1, 3.1, 2.9], [0, 0, 1, 1]
+    assert end_to_end_verdicts.grouped(logs, groups).high < 1.1 * math.exp(1.5) * 1.3
+    assert math.isnan(end_to_end_verdicts.grouped([0.1, 3.0], [0, 1]).low)
+
+
+@pytest.mark.parametrize("overlap", [4, 8, 12])
+def test_panoramas_seams_are_where_views_begin_and_end(overlap):
+    method = Method("panorama", overlap)
+    pictures = np.random.default_rng(0).random((6, 3, 256, 256)) * 0.1
+    starts = {start for start, _ in method.layout.origins}
+    for line in (starts | {start + 64 for start in starts}) - {0, 256}:
+        pictures[:, :, line:] += 0.3
+    keyed = {(0, seed): one for seed, one in enumerate(pictures)}
+    found = end_to_end_verdicts.row(method, keyed, dict.fromkeys(keyed, 1.0))
+    assert end_to_end_verdicts.pooled(found.seams).low > 1.2
+    elsewhere = [a / b for a, b in zip(*Method("ours", overlap).gradients(pictures), strict=True)]
+    assert max(elsewhere) < 1.1
+
+
+def test_an_overlap_that_leaves_no_line_to_compare_with_is_told_before_painting(capsys):
+    assert end_to_end_study.main(["--panorama", "14", "--view-batch", "4"]) == 2
+    assert "period" in capsys.readouterr().err
 
 
 def test_a_planted_seam_is_measured():
-    generator = np.random.default_rng(0)
-    pictures = generator.random((6, 3, 256, 256)) * 0.1
-    method = Method("ours", 0)
-    plain = end_to_end_study.row(method, pictures, [5.0, 1.0, 2.0])
-    assert plain.seconds == 1.5
-    assert 1.0 in plain.seam_contrast
+    pictures = np.random.default_rng(0).random((6, 3, 256, 256)) * 0.1
+    keys = [(0, seed) for seed in range(6)]
+
+    def found():
+        return end_to_end_verdicts.row(
+            Method("ours", 0), dict(zip(keys, pictures, strict=True)), dict.fromkeys(keys, 1)
+        )
+
+    assert 1.0 in end_to_end_verdicts.pooled(found().seams)
     pictures[:, :, 128:] += 0.5
-    planted = end_to_end_study.row(method, pictures, [1.0])
-    assert planted.seam_contrast.low > 1.2
-    assert planted.tone_step.low > 1.2
+    assert end_to_end_verdicts.pooled(found().seams).low > 1.2
+    assert end_to_end_verdicts.pooled(found().tones).low > 1.2
 
 
-def test_the_study_paints_in_turns_and_writes(tmp_path, capsys, monkeypatch):
-    calls = []
+@pytest.fixture
+def painters(monkeypatch):
+    """Painters that know the noise's mean only, and which were called; "wrong" can be set."""
+    state = {"calls": [], "wrong": None}
 
     def painter(name):
-        def make(prompt):
-            def paint(noise):
-                calls.append(name)
-                return torch.rand(1, 3, 256, 256)
+        made = []
+
+        def make(prompt, dtype):
+            first = not made  # which is the one that is timed
+            made.append(dtype)
+
+            def paint(noise, steps=None):
+                if steps is None:
+                    state["calls"].append((name, float(noise.mean())))
+                level = 1.5 if state["wrong"] == name and first else 1.0
+                generator = torch.Generator().manual_seed(3)
+                return (torch.rand(1, 3, 256, 256, generator=generator) * level).to(dtype)
 
             return paint
 
         return make
 
-    methods = {
+    found = {
         Method("ours", 0): painter("ours"),
         Method("ours", 8): painter("more"),
         Method("panorama", 8): painter("p"),
     }
-    monkeypatch.setattr(end_to_end_study, "_painters", lambda options: methods)
-    assert end_to_end_study.main(["--seeds", "5", "--json", str(tmp_path / "out.json")]) == 0
-    assert (calls.count("ours"), calls.count("more"), calls.count("p")) == (5, end_to_end_study.TIME_SEEDS, 5)
-    assert [name for name, _ in itertools.groupby(calls)][:4] == ["ours", "more", "p", "more"]
-    assert len(json.loads((tmp_path / "out.json").read_text())) == 3
-    assert "seam contrast" in capsys.readouterr().out
+    monkeypatch.setattr(end_to_end_study, "_painters", lambda options: found)
+    monkeypatch.setattr(end_to_end_study, "couplings", lambda *_: Interval(1.2, 1.15, 1.25, 9))
+
+    def judged(painter, plain, exact, noise):
+        return step_cases.finite_budget(painter(noise, 1), plain(noise, 1), exact(noise, 1))
+
+    monkeypatch.setattr(end_to_end_study, "judged", judged)
+    return state
+
+
+def test_the_study_paints_in_turns_and_writes(tmp_path, capsys, painters):
+    arguments = ["--seeds", "5", "--prompt", "a", "--prompt", "b", "--json", str(tmp_path / "out.json")]
+    assert end_to_end_study.main(arguments) == 0
+    names = [name for name, _ in painters["calls"]]
+    assert [names.count(name) for name in ("ours", "more", "p")] == [10, 2 * end_to_end_study.TIME_SEEDS, 10]
+    assert [name for name, _ in itertools.groupby(names)][:4] == ["ours", "more", "p", "more"]
+    assert len({mean for name, mean in painters["calls"] if name == "ours"}) == 10
+    assert len(json.loads((tmp_path / "out.json").read_text())["methods"]) == 3
+    assert "missed: couplings' part" in capsys.readouterr().out
     assert ta.TileLayout((256, 256), 64, 32) == Method("panorama", 8).layout
+
+
+def test_a_method_that_paints_something_else_ends_the_study(capsys, painters):
+    painters["wrong"] = "p"
+    assert end_to_end_study.main(["--seeds", "2"]) == 1
+    assert "Panorama pipeline, 50% overlap errs by" in capsys.readouterr().err
+    assert not painters["calls"]

@@ -6,7 +6,9 @@ and guidance. The Panorama pipeline (MultiDiffusion, Bar-Tal et al., 2023) takes
 is overridden here: views of 16 latents, with the same fraction or another. Its `view_batch_size` is the fastest of
 several, found before anything is timed.
 
-The gate: ours must be finite and its denoiser pass law 4 (`step_cases`), once per case; Panorama's must be finite.
+The gate: the picture that was timed must be what the same method paints in float64, ours on the PyTorch backend, within
+the budget of `ways`; and the denoiser of ours must pass law 4 (`step_cases`). Panorama does other work than ours, also
+at the same overlap: its tiles aren't coupled.
 
 `python -m tiledattn.bench.end_to_end` also measures the seams: `end_to_end_study`.
 """
@@ -18,7 +20,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -30,8 +32,8 @@ import tiledattn as ta
 from tiledattn import models
 
 from .denoisers import UNET, sharing_copy
-from .step_cases import law_verdict, needs_diffusers
-from .ways import Call, Case, Inputs, Judge, NotOfferedError, Verdict, Way, random
+from .step_cases import finite_budget, law_verdict, needs_diffusers
+from .ways import Call, Case, Inputs, Judge, NotOfferedError, Verdict, Way, nearest, random
 
 LATENTS = 16  # of a side of a native tile
 PIXELS = 4  # per latent
@@ -40,7 +42,41 @@ GUIDANCE, PROMPT = 1.5, "a photo of a brick wall"
 DEFAULT_OVERLAP = 14  # of 16: the 7/8 of views of 64 latents every 8
 VIEW_BATCHES = (4, 8, 16, 32)
 
-Paint = Callable[[Tensor], Tensor]  # noise [1, 4, h, w] -> picture [1, 3, H, W] in [0, 1]
+GATE_STEPS = 2  # of the study's pictures
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Paints noise [1, 4, h, w] as a picture [1, 3, H, W] in [0, 1].
+
+    Attributes:
+        pipe: of diffusers.
+        steps: of denoising.
+        prompt: what to paint.
+        more: further arguments of the pipeline's call.
+    """
+
+    pipe: Any
+    steps: int
+    prompt: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def __call__(self, noise: Tensor, steps: int | None = None) -> Tensor:
+        """The picture, in another number of steps if that is given."""
+        height, width = (n * PIXELS for n in noise.shape[2:])
+        unet = self.pipe.unet
+        picture: Tensor = self.pipe(
+            self.prompt,
+            height=height,
+            width=width,
+            latents=noise.to(unet.device, unet.dtype),
+            num_inference_steps=steps or self.steps,
+            guidance_scale=GUIDANCE,
+            output_type="pt",
+            **self.more,
+        ).images
+        return picture
 
 
 @dataclass(frozen=True)
@@ -49,12 +85,12 @@ class EndToEnd(Case):
 
     Attributes:
         steps: of denoising.
-        ours: overlaps of ours, in latents.
+        ours: overlap of ours, in latents.
         panorama: overlaps of the Panorama pipeline, in latents.
     """
 
     steps: int = field(kw_only=True)
-    ours: tuple[int, ...] = field(kw_only=True)
+    ours: int = field(kw_only=True)
     panorama: tuple[int, ...] = field(kw_only=True)
 
     def amount(self, dtype: torch.dtype) -> float:
@@ -69,30 +105,59 @@ class EndToEnd(Case):
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
         """Ours coupled as by default, Panorama with its best `view_batch_size`."""
 
-        def call(make: Callable[[int], Paint], overlap: int, inputs: Inputs) -> Call:
-            paint = make(overlap)
+        def prepare(ours: bool, overlap: int, inputs: Inputs) -> Call:
+            paint = (our_painter if ours else panorama)(self.steps, device, dtype, overlap)
             return lambda: paint(inputs[0])
 
-        ours, peer = partial(our_painter, self.steps, device, dtype), partial(panorama, self.steps, device, dtype)
         return [
-            *(Way(f"coupled, {share(o)}", "ours", partial(call, ours, o)) for o in self.ours),
-            *(Way(f"Panorama pipeline, {share(o)}", "peer", partial(call, peer, o)) for o in self.panorama),
+            Way(_ours(self.ours), "ours", partial(prepare, True, self.ours)),
+            *(Way(_peer(o), "bound", partial(prepare, False, o)) for o in self.panorama),
         ]
 
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
-        """Ours by law 4 of its denoiser; all must be finite."""
-        law: list[Verdict] = []
-        shape = (1, 3, *(n * PIXELS for n in inputs[0].shape[2:]))
+        """By the same method in float64, in the same number of steps; ours also by law 4 of its denoiser."""
+        (noise,) = inputs
+        device, dtype = noise.device, noise.dtype
+        overlaps = {_peer(o): o for o in self.panorama}
+
+        def reference(way: Way, precision: torch.dtype) -> Tensor:
+            if way.kind == "ours":
+                painter = our_painter(self.steps, device, precision, self.ours)
+            else:
+                painter = panorama(self.steps, device, precision, overlaps[way.name], view_batch=VIEW_BATCHES[0])
+            with ta.use_backend("torch"):
+                return painter(noise)
 
         def verdict(found: Tensor, way: Way) -> Verdict:
-            sound = tuple(found.shape) == shape and bool(found.isfinite().all())
-            if not sound or way.kind != "ours":
-                return Verdict(0.0 if sound else math.inf, 0.0)
-            if not law:
-                law.append(law_verdict(UNET, inputs[0].device, inputs[0].dtype, yardstick))
-            return law[0]
+            plain = reference(way, yardstick or dtype).to(dtype)
+            same = finite_budget(found, plain, reference(way, torch.float64))
+            if way.kind != "ours" or not same.passed:
+                return same
+            return nearest(same, law_verdict(UNET, device, dtype, yardstick))
 
         return verdict
+
+
+def judged(painter: Painter, plain: Painter, exact: Painter, noise: Tensor) -> Verdict:
+    """How far a painter is from the same method in float64, in `GATE_STEPS` steps.
+
+    Args:
+        painter: the one that is timed.
+        plain: the same method, made anew in the same precision.
+        exact: the same method in float64.
+        noise: what to begin with.
+    """
+    found = painter(noise, GATE_STEPS)
+    with ta.use_backend("torch"):
+        return finite_budget(found, plain(noise, GATE_STEPS), exact(noise, GATE_STEPS))
+
+
+def _ours(overlap: int) -> str:
+    return f"coupled, {share(overlap)}"
+
+
+def _peer(overlap: int) -> str:
+    return f"Panorama pipeline, {share(overlap)}"
 
 
 def share(overlap: int) -> str:
@@ -125,7 +190,7 @@ def our_painter(
     overlap: int = 0,
     prompt: str = PROMPT,
     **options: Any,
-) -> Paint:
+) -> Painter:
     """Paints with `enable_tiling` in native tiles, coupled as by default.
 
     Args:
@@ -140,7 +205,7 @@ def our_painter(
     pipe = StableDiffusionPipeline(**_own_parts(device, dtype), requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     td.enable_tiling(pipe, tile=LATENTS * PIXELS, overlap=overlap * PIXELS, **options)
-    return partial(_paint, pipe, steps, prompt, {})
+    return Painter(pipe, steps, prompt)
 
 
 def panorama(
@@ -150,7 +215,7 @@ def panorama(
     overlap: int,
     prompt: str = PROMPT,
     view_batch: int | None = None,
-) -> Paint:
+) -> Painter:
     """Paints with diffusers' Panorama pipeline, its views of this model's native size.
 
     Args:
@@ -162,8 +227,8 @@ def panorama(
     pipe.view_overlap = overlap
     if view_batch is None:
         noise = random((1, 4, *UNET.canvas(GRID)), device, dtype, 0)
-        view_batch = fastest_view_batch(lambda size: _paint(pipe, 1, prompt, {"view_batch_size": size}, noise))
-    return partial(_paint, pipe, steps, prompt, {"view_batch_size": view_batch})
+        view_batch = fastest_view_batch(lambda size: Painter(pipe, 1, prompt, {"view_batch_size": size})(noise).cpu())
+    return Painter(pipe, steps, prompt, {"view_batch_size": view_batch})
 
 
 @cache
@@ -189,7 +254,7 @@ def _panorama_class() -> Any:
 
 
 def fastest_view_batch(paint: Callable[[int], Any], sizes: tuple[int, ...] = VIEW_BATCHES, rounds: int = 2) -> int:
-    """Which number of views at once paints fastest: the least of several times of one step each."""
+    """Which number of views at once paints fastest: the least of several times; `paint` returns when it is done."""
     times = dict.fromkeys(sizes, math.inf)
     for _ in range(rounds):
         for size in sizes:
@@ -199,29 +264,15 @@ def fastest_view_batch(paint: Callable[[int], Any], sizes: tuple[int, ...] = VIE
     return min(times, key=lambda size: times[size])
 
 
-@torch.no_grad()
-def _paint(pipe: Any, steps: int, prompt: str, more: dict[str, Any], noise: Tensor) -> Tensor:
-    height, width = (n * PIXELS for n in noise.shape[2:])
-    picture: Tensor = pipe(
-        prompt,
-        height=height,
-        width=width,
-        latents=noise,
-        num_inference_steps=steps,
-        guidance_scale=GUIDANCE,
-        output_type="pt",
-        **more,
-    ).images
-    return picture
-
-
 _DTYPES = {"cpu": ("float32",), "cuda": ("float32",)}
 _PICTURE = "picture of the shipped UNet"
 
 CASES: list[Case] = [
-    EndToEnd(_PICTURE, "256x256 px, 4 steps", _DTYPES, steps=4, ours=(0, 4, 8), panorama=(0, 4, 8, 12)),
+    EndToEnd(_PICTURE, "256x256 px, 4 steps", _DTYPES, steps=4, ours=0, panorama=(0, 4, 8, 12)),
+    EndToEnd(_PICTURE, "256x256 px, 4 steps, 25% overlap", _DTYPES, steps=4, ours=4, panorama=(4,)),
+    EndToEnd(_PICTURE, "256x256 px, 4 steps, 50% overlap", _DTYPES, steps=4, ours=8, panorama=(8,)),
     EndToEnd(
-        _PICTURE, "256x256 px, 2 steps, Panorama's default", _DTYPES, steps=2, ours=(0,), panorama=(DEFAULT_OVERLAP,)
+        _PICTURE, "256x256 px, 2 steps, Panorama's default", _DTYPES, steps=2, ours=0, panorama=(DEFAULT_OVERLAP,)
     ),
 ]
 

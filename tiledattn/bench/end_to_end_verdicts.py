@@ -1,0 +1,182 @@
+"""What the end-to-end study concludes: ratios paired by seed, with intervals, and whether targets are reached."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+import tiledattn as ta
+from tiledattn.metrics import Interval, ratio_interval, seam_gradients, tone_differences
+from tiledattn.metrics.intervals import student_t
+
+from .end_to_end import GRID, LATENTS, PIXELS, share
+
+PERIOD = 2 * PIXELS  # of the UNet's coarsest level
+MOST_OF_NEEDED = 0.4
+MOST_COUPLINGS = 0.1  # of a step
+
+Key = tuple[int, int]  # number of the prompt, seed
+Pair = tuple[float, float]  # what is divided by what
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of painting, "ours" or "panorama", with its overlap in latents."""
+
+    kind: str
+    overlap: int
+
+    @property
+    def name(self) -> str:
+        """As the table shows it."""
+        return f"{'coupled' if self.kind == 'ours' else 'Panorama pipeline'}, {share(self.overlap)}"
+
+    @property
+    def layout(self) -> ta.TileLayout:
+        """In pixels."""
+        size = tuple(LATENTS * PIXELS * n for n in GRID)
+        return ta.TileLayout(size, LATENTS * PIXELS, self.overlap * PIXELS)
+
+    def gradients(self, pictures: Any) -> tuple[Any, Any]:
+        """Mean |gradient| where this method can jump, and on control lines, per picture.
+
+        Panorama averages views with equal weights and so jumps where views begin and end; a smooth window, as ours has
+        it, changes most where the deepest tile does.
+
+        Raises:
+            ValueError: no control line is left between the seams.
+        """
+        border = self.kind == "panorama" and self.overlap > 0
+        return seam_gradients(pictures, self.layout, PERIOD, where="border" if border else "owner")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one method by prompt and seed: seconds, and of seams and tone steps the two parts of the ratio."""
+
+    method: Method
+    seconds: dict[Key, float]
+    seams: dict[Key, Pair]
+    tones: dict[Key, Pair]
+
+    @property
+    def median(self) -> float:
+        """Seconds of a picture."""
+        return statistics.median(self.seconds.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-ready, one entry a picture."""
+        pictures = [
+            {"prompt": key[0], "seed": key[1], "seconds": self.seconds[key], "seam": self.seams[key], "tone": tone}
+            for key, tone in self.tones.items()
+        ]
+        return {"kind": self.method.kind, "overlap": self.method.overlap, "pictures": pictures}
+
+
+def row(method: Method, pictures: dict[Key, Any], seconds: dict[Key, float]) -> Row:
+    """The figures of pictures [3, H, W] of one method."""
+    data = np.stack([np.asarray(p, dtype=np.float64) for p in pictures.values()])
+    seams, tones = (
+        {key: (float(top), float(bottom)) for key, top, bottom in zip(pictures, *both, strict=True)}
+        for both in (method.gradients(data), tone_differences(data, method.layout))
+    )
+    return Row(method, seconds, seams, tones)
+
+
+def pooled(pairs: dict[Key, Pair]) -> Interval:
+    """A ratio over all pictures, grouped by prompt."""
+    tops, bottoms = zip(*pairs.values(), strict=True)
+    return ratio_interval(tops, bottoms, [key[0] for key in pairs])
+
+
+def paired(a: dict[Key, float], b: dict[Key, float]) -> Interval:
+    """The geometric mean of a / b over the pictures that both have, with its 95% interval.
+
+    Student's t on the logarithms of the same prompt and seed; the spread is that within prompts, since the prompts were
+    chosen and not drawn.
+    """
+    keys = [key for key in a if key in b]
+    logs = [math.log(a[key] / b[key]) for key in keys]
+    return grouped(logs, [key[0] for key in keys])
+
+
+def grouped(logs: ArrayLike, groups: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The exponential of the mean over groups of means of logarithms, with its interval."""
+    values, labels = np.asarray(logs, dtype=np.float64), np.asarray(groups)
+    parts = [values[labels == label] for label in np.unique(labels)]
+    freedom = len(values) - len(parts)
+    centre = float(np.mean([part.mean() for part in parts]))
+    variance = sum(part.var(ddof=1) / len(part) if len(part) > 1 else math.nan for part in parts)
+    reach = student_t(confidence, freedom) * math.sqrt(variance) / len(parts)
+    return Interval(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(values), confidence)
+
+
+def contrasts(pairs: dict[Key, Pair]) -> dict[Key, float]:
+    """The ratio of every picture."""
+    return {key: (top + 1e-9) / (bottom + 1e-9) for key, (top, bottom) in pairs.items()}
+
+
+def not_above(peer: Row, ours: Row) -> bool:
+    """Whether neither the peer's seam contrast nor its tone step is significantly above ours."""
+    measures = ((peer.seams, ours.seams), (peer.tones, ours.tones))
+    return all(paired(contrasts(a), contrasts(b)).low <= 1 for a, b in measures)
+
+
+def needed(rows: Sequence[Row]) -> Row | None:
+    """Panorama at the smallest overlap with which it is `not_above` ours without overlap."""
+    ours = next(r for r in rows if r.method == Method("ours", 0))
+    peers = sorted((r for r in rows if r.method.kind == "panorama"), key=lambda r: r.method.overlap)
+    return next((r for r in peers if not_above(r, ours)), None)
+
+
+def verdict(what: str, found: Interval, most: float) -> str:
+    """A line: "reached" where the whole interval is at most that, "missed" where it is above, else "not settled"."""
+    word = "reached" if found.high <= most else "missed" if found.low > most else "not settled"
+    return f"{word}: {what} {found}, at most {most:g}"
+
+
+def table(rows: Sequence[Row], couplings: Interval | None = None) -> str:
+    """The rows as Markdown, and a line per target.
+
+    Args:
+        rows: one of ours without overlap among them.
+        couplings: the step of coupled tiles over that of tiles alone.
+    """
+    ours = next(r for r in rows if r.method == Method("ours", 0))
+    lines = [
+        "| method | seconds | of ours | seam contrast | over ours | tone step | over ours | pictures |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cells = [r.method.name, f"{r.median:.2f}", f"{r.median / ours.median:.2f}"]
+        for mine, theirs in ((ours.seams, r.seams), (ours.tones, r.tones)):
+            over = "" if r is ours else str(paired(contrasts(theirs), contrasts(mine)))
+            cells += [str(pooled(theirs)), over]
+        lines.append("| " + " | ".join([*cells, str(len(r.seconds))]) + " |")
+    return "\n".join([*lines, "", *_verdicts(rows, ours, couplings)])
+
+
+def _verdicts(rows: Sequence[Row], ours: Row, couplings: Interval | None) -> list[str]:
+    found, lines = needed(rows), list[str]()
+    if found is None:
+        lines.append("not settled: no overlap of Panorama that was painted has seams like ours without overlap")
+    else:
+        what = f"time of ours without overlap over Panorama's with {share(found.method.overlap)}, which it needs,"
+        lines.append(verdict(what, paired(ours.seconds, found.seconds), MOST_OF_NEEDED))
+    for r in rows:
+        peer = next((p for p in rows if p.method == Method("panorama", r.method.overlap)), None)
+        if r.method.kind == "ours" and peer is not None:
+            what = f"time of ours over Panorama's, both with {share(r.method.overlap)},"
+            lines.append(verdict(what, paired(r.seconds, peer.seconds), 1.0))
+    if couplings is not None:
+        # What the couplings are of a coupled step.
+        value, low, high = (1 - 1 / x for x in (couplings.value, couplings.low, couplings.high))
+        part = Interval(value, low, high, couplings.count)
+        lines.append(verdict("couplings' part of a step without overlap", part, MOST_COUPLINGS))
+    return lines
