@@ -44,9 +44,23 @@ def test_measure_takes_all_times():
     assert "a tiny UNet" in machinery.text(found)
 
 
-@pytest.mark.parametrize(("warm", "status", "words"), [(0.01, 0, "at most 2%"), (0.03, 1, "MORE THAN 2%")])
-def test_a_share_that_is_too_large_is_told(monkeypatch, capsys, warm, status, words):
+@pytest.mark.parametrize(("warm", "words"), [(0.01, "reached: share 1.0"), (0.03, "missed: share 3.0")])
+def test_a_share_that_is_too_large_is_told(monkeypatch, capsys, warm, words):
     monkeypatch.setattr(machinery, "measure", lambda *_: machinery.Machinery(0.1, warm, 1.0, "it"))
     monkeypatch.setattr(machinery, "_unet", lambda *_: None)
-    assert machinery.main([]) == status
+    assert machinery.main([]) == 0
     assert words in capsys.readouterr().out
+
+
+def test_a_hook_that_changes_the_canvas_has_no_times(monkeypatch, capsys):
+    right = machinery.stub_denoiser
+
+    def broken():
+        stub = right()
+        stub.register_forward_hook(lambda module, args, found: (found[0] * 1.01,))
+        return stub
+
+    monkeypatch.setattr(machinery, "stub_denoiser", broken)
+    monkeypatch.setattr(machinery, "_unet", lambda *_: None)
+    assert machinery.main(["--device", "cpu"]) == 1
+    assert "not what it was" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """What tiling itself takes of a denoiser step of SDXL's shapes: `python -m tiledattn.bench.machinery`.
 
 A stub that returns its input stands for the UNet, so that what is timed is the hook alone: cutting the canvas,
-repeating the conditioning, blending, and everything in between. The cold call comes after all plans and tables were
-forgotten, and makes the attention plans of the UNet's levels, too. The step itself is timed on one tile and multiplied
-by the tiles: SDXL's own UNet with random weights (`--whole`, 12 GB in float32, minutes on a CPU), or by default
-a UNet of the same levels with a quarter of the channels and 1, 2, 2 transformer layers, whose step is much shorter, so
-that the share is an upper bound.
+repeating the conditioning, blending, and everything in between. What couplings cost inside a denoiser's layers (rings,
+norms, attention across tiles, Python per torch call) is not in it: `end_to_end` has that. Before anything is timed the
+stub's canvas must come back as it was, or the exit code is 1. A share that is too large is a line, and exits with 0.
+The cold call comes after all plans and tables were forgotten, and makes the attention plans of the UNet's levels, too.
+The step itself is timed on one tile and multiplied by the tiles: SDXL's own UNet with random weights (`--whole`, 12 GB
+in float32, minutes on a CPU), or by default a UNet of the same levels with a quarter of the channels and 1, 2, 2
+transformer layers, whose step is much shorter, so that the share is an upper bound.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def measure(model: nn.Module, device: torch.device, dtype: torch.dtype, samples:
 
     Args:
         model: a UNet that takes SDXL's arguments, untiled.
-        samples: of the hook; the model is run once to warm up and once for its time, or twice on a CPU.
+        samples: of the hook; the model is run once to warm up and once for its time.
         of: the model's name.
     """
     canvas = random((SDXL_UNET.batch, 4, *SDXL_UNET.canvas(GRID)), device, dtype, 0)
@@ -118,7 +120,8 @@ def measure(model: nn.Module, device: torch.device, dtype: torch.dtype, samples:
         make_plans(device)
         hook()
 
-    hook()
+    if not torch.allclose(SDXL_UNET.step(stub, canvas), canvas, atol=8 * torch.finfo(dtype).eps):
+        raise ArithmeticError("the stub's canvas, cut and blended, is not what it was")
     colds = []
     for _ in range(min(samples, 5)):
         forget_plans()
@@ -130,22 +133,22 @@ def measure(model: nn.Module, device: torch.device, dtype: torch.dtype, samples:
     def once() -> None:
         SDXL_UNET.step(model, tile)
 
-    first = _seconds(once, device)
-    one = first if device.type == "cpu" and first > 10 else _seconds(once, device)
+    once()  # a first call also finds its kernels and memory
+    one = _seconds(once, device)
     return Machinery(statistics.median(colds), warm, one * GRID[0] * GRID[1], of)
 
 
 def text(found: Machinery) -> str:
     """The figures, and whether they are as they must be."""
-    verdict = "at most" if found.share <= MOST_SHARE else "MORE THAN"
+    verdict = "reached" if found.share <= MOST_SHARE else "missed"
     return (
         f"hook: {found.warm * 1e3:.2f} ms warm, {found.cold * 1e3:.2f} ms cold with its plans; step of {found.of} on "
-        f"{GRID[0] * GRID[1]} tiles: {found.step:.3g} s; share {found.share:.4%}, {verdict} {MOST_SHARE:.0%}"
+        f"{GRID[0] * GRID[1]} tiles: {found.step:.3g} s; {verdict}: share {found.share:.4%}, at most {MOST_SHARE:.0%}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and prints; the exit code is 1 where the hook takes more than its share."""
+    """Measures and prints; 1 for a hook that changes the canvas, 2 for a missing package, 0 whatever the share."""
     parser = argparse.ArgumentParser(
         prog="python -m tiledattn.bench.machinery", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -160,8 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotOfferedError as reason:
         print(f"machinery: {reason}", file=sys.stderr)
         return 2
+    except ArithmeticError as reason:
+        print(f"machinery: {reason}", file=sys.stderr)
+        return 1
     print(text(found))
-    return int(found.share > MOST_SHARE)
+    return 0
 
 
 def _unet(whole: bool, device: torch.device, dtype: torch.dtype) -> nn.Module:
