@@ -64,6 +64,9 @@ def test_another_device_is_refused_and_other_threads_are_named():
     then = copy.deepcopy(RUN)
     then["environment"]["threads"] = 16
     assert "Mind that threads differs: 16 then, 2 now." in against.table(RUN, then)
+    text = against.table(changed(cpu=0.02), then)
+    assert "| slower |" not in text
+    assert "Threads differ: no verdicts." in text
     then["environment"]["device_name"] = "another"
     assert against.table(RUN, then) == "Not compared: the earlier run is of 'another', this one of 'a processor'.\n"
 

@@ -152,6 +152,18 @@ def test_another_run_is_put_aside(bench, counted, capsys, tmp_path):
     assert (tmp_path / "out/benchmark-before-1.json").read_text() == "notes"
 
 
+def test_stopped_before_any_case_is_done(bench, counted, capsys, monkeypatch, tmp_path):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limits, "products_of", stopped)
+    assert app.main(["--device", "cpu", "--fresh", "--json", str(tmp_path / "run.json")]) == 130
+    said = capsys.readouterr()
+    assert "stopped before any case was done; nothing written" in said.err
+    assert said.out == ""
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_nothing_is_written_before_the_first_new_case(bench, counted, monkeypatch, tmp_path):
     _, first = bench("--case", "blending")
 
@@ -290,6 +302,7 @@ def test_a_report_of_what_is_there(bench, counted, capsys, tmp_path):
         (["--seconds", "-1"], "got -1; expected seconds, 0 or more"),
         (["--against", "missing.json"], "--against: can't read 'missing.json'"),
         (["--json", "/proc/nowhere/run.json"], "can't write '/proc/nowhere/run.json'"),
+        (["--report", "--against", "run.json"], "--report: got --against too"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )

@@ -36,6 +36,7 @@ def table(data: Run, earlier: Run) -> str:
     A ratio is bold, and its row ends with "slower", where it is above 1 by more than the joint spread: the root of the
     sum of the squares of both interquartile ranges, each over its median. Ways that have lost their time are named. Two
     runs on different devices are not compared; where the CPU, threads, protocol or torch differ, a line says so.
+    Where threads differ, no row is called slower.
     """
     now, then = data["environment"], earlier["environment"]
     if now["device_name"] != then["device_name"]:
@@ -51,6 +52,8 @@ def table(data: Run, earlier: Run) -> str:
     cells = [[*map(Cell, row[:4]), Cell(row[4], row[-1] == "slower"), Cell(row[5])] for row in rows]
     found = Table("against", ["case", "way", "then", "now", "now / then", ""], cells, [])
     end = f"{slower} of {len(rows)} are slower beyond the joint spread."
+    if now.get("threads") != then.get("threads"):
+        end = "Threads differ: no verdicts."
     return "\n".join([*lines, "", *report.lines_of(found), "", end, *lost]) + "\n"
 
 
@@ -73,12 +76,13 @@ def _reason(row: Row | None) -> str:
 def _rows(data: Run, earlier: Run) -> list[tuple[str, ...]]:
     known = {key: row for case in earlier["cases"] for key, row in _timed(case).items()}
     found: list[tuple[str, ...]] = []
+    comparable = data["environment"].get("threads") == earlier["environment"].get("threads")
     for case in data["cases"]:
         for key, row in _timed(case).items():
             if key in known:
                 then = known[key]
                 ratio = row["seconds"] / then["seconds"]
-                slower = ratio - 1 > math.hypot(row["spread"], then["spread"])
+                slower = comparable and ratio - 1 > math.hypot(row["spread"], then["spread"])
                 times = (time_text(then["seconds"]), time_text(row["seconds"]))
                 found.append(("/".join(key[:3]), key[3], *times, f"{ratio:.2f}", "slower" if slower else ""))
     return found

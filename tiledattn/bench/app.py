@@ -77,11 +77,25 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--device", choices=DEVICES, help="default: cuda where there is one")
     which.add_argument("--dry-run", action="store_true", help="list cases, ways, work and memory; run nothing")
     how = made.add_argument_group("how times are taken")
-    how.add_argument("--threads", type=_count, metavar="N", help="threads of torch, which keep to as many cores (CPU)")
-    how.add_argument("--cold", action="store_true", help="overwrite the caches before every timed call (CPU)")
-    how.add_argument("--case-seconds", type=_seconds, metavar="S", help="about how long a case is sampled")
     how.add_argument(
-        "--seconds", type=_seconds, metavar="S", default=float("inf"), help="start no case after S seconds"
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="threads of torch, which keep to as many cores (CPU); default: torch's",
+    )
+    how.add_argument("--cold", action="store_true", help="overwrite the caches before every timed call (CPU)")
+    how.add_argument(
+        "--case-seconds",
+        type=_seconds,
+        metavar="S",
+        help=f"about how long a case is sampled; default {CASE_SECONDS:g}, less with --quick",
+    )
+    how.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="S",
+        default=float("inf"),
+        help="start no case after S seconds; default: no limit",
     )
     what = made.add_argument_group("what is left")
     what.add_argument(

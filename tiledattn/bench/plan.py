@@ -70,8 +70,8 @@ def listing(pairs: Sequence[registry.Pair], device: torch.device, wanted: Wanted
         lines.append(f"{registry.label(case, dtype)}: {_needs(case, dtype)}")
     lines = [line for pair in zip(lines, names, strict=True) for line in pair]
     total = case_seconds * len(pairs)
-    end = f"{len(pairs)} cases on {device.type}, {case_seconds:.3g} s of samples each: about {total:.0f} s, and checks,"
-    return "\n".join([*lines, f"{end} compilation, memory and at least 3 samples of slow ways come on top"])
+    end = f"{len(pairs)} cases on {device.type}, {case_seconds:.3g} s of samples each: about {total:.0f} s; set-up,"
+    return "\n".join([*lines, f"{end} checks, compilation, memory and at least 3 samples of slow ways come on top"])
 
 
 def _needs(case: Case, dtype: str) -> str:

@@ -22,6 +22,7 @@ from .app import CASE_SECONDS, FOLDER, UsageError
 
 QUICK_SECONDS = 14.0  # of samples in all quick cases; checks, compilation and slow ways' least samples come on top
 LEAST_CASE_SECONDS = 0.5
+NOTHING_DONE = "before any case was done; nothing written"
 
 Run = dict[str, Any]
 
@@ -33,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
         UsageError: an option's value does not work, with what would.
     """
     if options.report:
+        if options.against:
+            raise UsageError("--report: got --against too, which needs a run; expected one of them")
         Files(options).write_anew()
         return 0
     device = _device(options.device)
@@ -46,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     with cores.pinned(options.threads) if device.type == "cpu" else _as_is() as kept_to:
         about = _about(options, device, kept_to, _case_seconds(options, pairs))
         data, status = measure(options, device, pairs, wanted, about, files)
+    if status == 130 and not data["cases"]:
+        return status
     print(report.tables(data))
     if earlier is not None:
         print(against.table(data, earlier))
@@ -87,7 +92,8 @@ def measure(
                 files.write(data)
     except KeyboardInterrupt:
         stopped = True
-        print("\nbench: stopped; the cases that were done are kept", file=sys.stderr)
+        kept_ones = "the cases that were done are kept" if data["cases"] else NOTHING_DONE
+        print(f"\nbench: stopped{'; ' if data['cases'] else ' '}{kept_ones}", file=sys.stderr)
     if data["cases"]:
         files.write(data)
     if left:
