@@ -191,7 +191,7 @@ struct BlendTables {
     const int64_t rows = std::min(kBlendRows, kBlendElements / std::min(kBlendBlock, axes[2].length));
     set_runs(0, axes[0], tile_stride[0], tiles.stride[0], 1, axes[0].length);
     set_runs(1, axes[1], tile_stride[1], tiles.stride[1], rows, axes[1].length);
-    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendBlock, kBlendBlock);
+    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendRun, kBlendBlock);
     set_blocks();
     call.type = type;
     call.bands = static_cast<int64_t>(runs[1].size());

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/counter.h"
@@ -9,89 +10,126 @@
 namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
-constexpr int64_t kGather = 256;  // elements collected at a time where they are not adjacent
-constexpr int kTogether = 8;      // rows that are summed at a time
-constexpr int64_t kAhead = 8;     // rows that are fetched before they are needed: each may lie on a page of its own
-constexpr int kTerms = 16;        // tiles that are added up in registers
+constexpr int64_t kGather = 256;                   // elements collected at a time where they are not adjacent
+constexpr int kTerms = 16;                         // tiles that are added up in registers
+constexpr int kColumns = Vec::width < 16 ? 2 : 1;  // vectors next to one another and
+constexpr int kTogether = 8 / kColumns;            // rows that are summed at a time
 
-/// One of the tiles that cover a rectangle: its elements and weights there.
+/// One of the tiles that cover a run of x: its elements from the band's first row on, its weights on x, and how
+/// far ahead of them the next run's elements lie, which are fetched meanwhile: each row may be on a page of its own.
 template <typename T>
 struct Term {
   const T* from;
-  const Accumulator<T>*weights_x, *weights_y;
-  Accumulator<T> weight_z;
+  const Accumulator<T>* weights;
+  int64_t ahead;
 };
 
-/// Where the sums of a rectangle go.
+/// Where the sums of a rectangle go, and the rows' weights: the products of those of z and y.
 template <typename S>
 struct Sums {
   S* to;
   int64_t row, rows, length;  // `row` elements from one row to the next
-  bool started;               // else they begin at zero
+  const S* scales;
+  bool started;  // else they begin at zero
 };
 
 inline Vec load_numbers(const float* from, int64_t count) { return load_floats(from, count); }
 inline Vec load_numbers(const Half* from, int64_t count) { return from_float16(load_words(from, count)); }
 inline Vec load_numbers(const Brain* from, int64_t count) { return from_bfloat16(load_words(from, count)); }
 
-/// Weights of rows, by term: the products of those of z and y.
-using Scales = float[kTerms][kBlendRows];
+/// Rows of a rectangle and what is added up there. Copies of their own, which no store can change for all that the
+/// compiler knows; `kCount` 0: as many terms as are given.
+template <int kRows, int kCount, typename T>
+struct Rows {
+  static constexpr int most = kCount ? kCount : kTerms;
+  Term<T> terms[most];
+  int64_t count, row_stride, row;
+  float* to;
+  float scales[kRows];
 
-/// kRows vectors below one another, in registers until all terms are added. `x` and `row` count from the rectangle's
-/// own.
-template <int kRows, typename T>
-inline void sum_vectors(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row,
-                        int64_t x, const Sums<float>& sums) {
-  float* to = sums.to + row * sums.row + x;
-  Vec found[kRows];
-  for (int r = 0; r < kRows; ++r) found[r] = sums.started ? load(to + r * sums.row) : Vec::zero();
-  for (int k = 0; k < count; ++k) {
-    const T* from = terms[k].from + row * row_stride + x;
-    const Vec weights = load(terms[k].weights_x + x);
-    for (int r = 0; r < kRows; ++r) {
-      const T* at = from + r * row_stride;
-      __builtin_prefetch(at + kAhead * row_stride);
-      found[r] = fma(Vec::all(scales[k][row + r]) * weights, load_numbers(at, Vec::width), found[r]);
+  Rows(const Term<T>* from, int given, int64_t stride, int64_t first, const Sums<float>& sums)
+      : count(kCount ? kCount : given), row_stride(stride), row(sums.row), to(sums.to + first * sums.row) {
+    for (int64_t k = 0; k < count; ++k) {
+      terms[k] = from[k];
+      terms[k].from += first * stride;
+    }
+    for (int r = 0; r < kRows; ++r) scales[r] = sums.scales[first + r];
+  }
+};
+
+/// kWidth vectors of kRows rows, in registers until all terms are added: weighed by x first, then by row.
+template <int kWidth, bool kStarted, int kRows, int kCount, typename T>
+inline void sum_vectors(const Rows<kRows, kCount, T>& rows, int64_t x) {
+  Vec found[kRows][kWidth];
+  for (int64_t k = 0; k < rows.count; ++k) {
+    const Term<T>& term = rows.terms[k];
+    Vec weights[kWidth];
+    for (int i = 0; i < kWidth; ++i) weights[i] = load(term.weights + x + i * Vec::width);
+    const T *from = term.from + x, *ahead = from + term.ahead;
+    for (int r = 0; r < kRows; ++r, from += rows.row_stride, ahead += rows.row_stride) {
+      __builtin_prefetch(ahead);
+      for (int i = 0; i < kWidth; ++i) {
+        const Vec numbers = load_numbers(from + i * Vec::width, Vec::width);
+        found[r][i] = k == 0 ? weights[i] * numbers : fma(weights[i], numbers, found[r][i]);
+      }
     }
   }
-  for (int r = 0; r < kRows; ++r) store(to + r * sums.row, found[r]);
+  float* to = rows.to + x;
+  for (int r = 0; r < kRows; ++r, to += rows.row) {
+    const Vec scale = Vec::all(rows.scales[r]);
+    for (int i = 0; i < kWidth; ++i) {
+      float* at = to + i * Vec::width;
+      store(at, kStarted ? fma(scale, found[r][i], load(at)) : scale * found[r][i]);
+    }
+  }
 }
 
 /// The same for fewer elements of one row than a vector has.
 template <typename T>
-inline void sum_rest(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row, int64_t x,
+inline void sum_rest(const Term<T>* terms, int count, int64_t row_stride, int64_t row, int64_t x,
                      const Sums<float>& sums) {
   const int64_t rest = sums.length - x;
-  float* to = sums.to + row * sums.row + x;
-  Vec found = sums.started ? load_floats(to, rest) : Vec::zero();
+  Vec found = Vec::zero();
   for (int k = 0; k < count; ++k) {
-    const Vec weights = Vec::all(scales[k][row]) * load_floats(terms[k].weights_x + x, rest);
-    found = fma(weights, load_numbers(terms[k].from + row * row_stride + x, rest), found);
+    const Vec numbers = load_numbers(terms[k].from + row * row_stride + x, rest);
+    found = fma(load_floats(terms[k].weights + x, rest), numbers, found);
   }
-  store_floats(to, found, rest);
+  float* to = sums.to + row * sums.row + x;
+  const Vec scale = Vec::all(sums.scales[row]);
+  store_floats(to, sums.started ? fma(scale, found, load_floats(to, rest)) : scale * found, rest);
 }
 
-template <int kRows, typename T>
-inline void sum_rows(const Term<T>* terms, int count, const Scales& scales, int64_t row_stride, int64_t row,
-                     const Sums<float>& sums) {
+/// Never inlined: all of its variants in one function would leave none of them enough registers.
+template <int kRows, int kCount, bool kStarted, typename T>
+__attribute__((noinline)) void sum_rows(const Term<T>* terms, int count, int64_t row_stride, int64_t row,
+                                        const Sums<float>& sums) {
+  constexpr int64_t kWide = kColumns * Vec::width;
+  const Rows<kRows, kCount, T> rows(terms, count, row_stride, row, sums);
+  const int64_t length = sums.length;
   int64_t x = 0;
-  for (; x + Vec::width <= sums.length; x += Vec::width) {
-    sum_vectors<kRows>(terms, count, scales, row_stride, row, x, sums);
+  for (; x + kWide <= length; x += kWide) sum_vectors<kColumns, kStarted>(rows, x);
+  for (; x + Vec::width <= length; x += Vec::width) sum_vectors<1, kStarted>(rows, x);
+  for (int r = 0; r < kRows && x < sums.length; ++r) sum_rest(terms, count, row_stride, row + r, x, sums);
+}
+
+template <int kCount, bool kStarted, typename T>
+void sum_all(const Term<T>* terms, int count, int64_t row_stride, const Sums<float>& sums) {
+  int64_t row = 0;
+  for (; row + kTogether <= sums.rows; row += kTogether) {
+    sum_rows<kTogether, kCount, kStarted>(terms, count, row_stride, row, sums);
   }
-  for (int r = 0; r < kRows && x < sums.length; ++r) sum_rest(terms, count, scales, row_stride, row + r, x, sums);
+  for (; row < sums.rows; ++row) sum_rows<1, kCount, kStarted>(terms, count, row_stride, row, sums);
 }
 
 /// A rectangle of adjacent elements.
 template <typename T>
 void sum_rectangle(const Term<T>* terms, int count, int64_t row_stride, const Sums<float>& sums) {
-  Scales scales;
-  for (int k = 0; k < count; ++k) {
-    for (int64_t row = 0; row < sums.rows; ++row) scales[k][row] = terms[k].weight_z * terms[k].weights_y[row];
-  }
-  int64_t row = 0;
-  for (; row + kTogether <= sums.rows; row += kTogether)
-    sum_rows<kTogether>(terms, count, scales, row_stride, row, sums);
-  for (; row < sums.rows; ++row) sum_rows<1>(terms, count, scales, row_stride, row, sums);
+  if (count == 1)
+    return sums.started ? sum_all<1, true>(terms, 1, row_stride, sums) : sum_all<1, false>(terms, 1, row_stride, sums);
+  if (count == 2)
+    return sums.started ? sum_all<2, true>(terms, 2, row_stride, sums) : sum_all<2, false>(terms, 2, row_stride, sums);
+  return sums.started ? sum_all<0, true>(terms, count, row_stride, sums)
+                      : sum_all<0, false>(terms, count, row_stride, sums);
 }
 
 inline void sum_rectangle(const Term<double>* terms, int count, int64_t row_stride, const Sums<double>& sums) {
@@ -99,9 +137,8 @@ inline void sum_rectangle(const Term<double>* terms, int count, int64_t row_stri
     double* to = sums.to + row * sums.row;
     for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
     for (int k = 0; k < count; ++k) {
-      const double scale = terms[k].weight_z * terms[k].weights_y[row];
-      const double *from = terms[k].from + row * row_stride, *weights = terms[k].weights_x;
-      for (int64_t x = 0; x < sums.length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+      const double *from = terms[k].from + row * row_stride, *weights = terms[k].weights;
+      for (int64_t x = 0; x < sums.length; ++x) to[x] = multiply_add(sums.scales[row] * weights[x], from[x], to[x]);
     }
   }
 }
@@ -117,9 +154,10 @@ void sum_apart(const Term<T>* terms, int count, int64_t row_stride, int64_t stri
       for (int k = 0; k < count; ++k) {
         const T* from = terms[k].from + row * row_stride + done * stride;
         for (int64_t i = 0; i < part; ++i) gathered[k][i] = from[i * stride];
-        found[k] = {gathered[k], terms[k].weights_x + done, terms[k].weights_y + row, terms[k].weight_z};
+        found[k] = {gathered[k], terms[k].weights + done, 0};
       }
-      sum_rectangle(found, count, 0, {sums.to + row * sums.row + done, sums.row, 1, part, sums.started});
+      sum_rectangle(found, count, 0,
+                    {sums.to + row * sums.row + done, sums.row, 1, part, sums.scales + row, sums.started});
     }
   }
 }
@@ -170,41 +208,41 @@ class Blend {
  private:
   using S = Accumulator<T>;
 
-  /// The rows of a band in a block of x: `row` sums from one to the next.
+  /// The rows of a band in a block of x: `row` sums from one to the next. Row of tiles by row of tiles, so that each
+  /// is read from its one end to the other.
   void sum_band(const T* channel, const CoveredRun& z, const CoveredRun& y, int64_t block, S* sums, int64_t row) {
-    const CoveredRun *x = call_.runs[2] + call_.block_start[block], *end = call_.runs[2] + call_.block_start[block + 1];
-    for (const int64_t begin = x->begin; x < end; ++x) {
-      sum(channel, z, y, *x, {sums + x->begin - begin, row, y.length, x->length, false});
-    }
-  }
-
-  /// A rectangle: the tiles that cover it, in their order.
-  void sum(const T* channel, const CoveredRun& z, const CoveredRun& y, const CoveredRun& x, Sums<S> sums) {
-    Term<T> terms[kTerms];
-    int count = 0;
+    const CoveredRun *first = call_.runs[2] + call_.block_start[block],
+                     *end = call_.runs[2] + call_.block_start[block + 1];
+    bool started = false;
     for (int64_t i = z.first_cover; i < z.last_cover; ++i) {
       const Cover& at_z = call_.covers[0][i];
-      for (int64_t j = y.first_cover; j < y.last_cover; ++j) {
+      for (int64_t j = y.first_cover; j < y.last_cover; ++j, started = true) {
         const Cover& at_y = call_.covers[1][j];
-        for (int64_t k = x.first_cover; k < x.last_cover; ++k) {
-          const Cover& at_x = call_.covers[2][k];
-          if (count == kTerms) {
-            add(terms, count, sums);
-            sums.started = true, count = 0;
-          }
-          terms[count++] = {channel + at_z.source + at_y.source + at_x.source, weights(2) + at_x.weight,
-                            weights(1) + at_y.weight, weights(0)[at_z.weight]};
+        for (int64_t r = 0; r < y.length; ++r) scales_[r] = weights(0)[at_z.weight] * weights(1)[at_y.weight + r];
+        const T* tiles = channel + at_z.source + at_y.source;
+        for (const CoveredRun* x = first; x < end; ++x) {
+          sum(tiles, *x, x + 1 < end ? x[1] : *x,
+              {sums + x->begin - first->begin, row, y.length, x->length, scales_, started});
         }
       }
     }
-    add(terms, count, sums);
   }
 
-  void add(const Term<T>* terms, int count, const Sums<S>& sums) {
-    if (call_.stride == 1) {
-      sum_rectangle(terms, count, call_.row_stride, sums);
-    } else {
-      sum_apart(terms, count, call_.row_stride, call_.stride, sums);
+  /// A run of x in a row of tiles: the tiles that cover it, in their order.
+  void sum(const T* tiles, const CoveredRun& x, const CoveredRun& next, Sums<S> sums) {
+    Term<T> terms[kTerms];
+    for (int64_t k = 0, covers = x.last_cover - x.first_cover; k < covers; sums.started = true) {
+      int count = 0;
+      for (; k < covers && count < kTerms; ++k) {
+        const Cover& at = call_.covers[2][x.first_cover + k];
+        const Cover& then = call_.covers[2][std::min(next.first_cover + k, next.last_cover - 1)];
+        terms[count++] = {tiles + at.source, weights(2) + at.weight, then.source - at.source};
+      }
+      if (call_.stride == 1) {
+        sum_rectangle(terms, count, call_.row_stride, sums);
+      } else {
+        sum_apart(terms, count, call_.row_stride, call_.stride, sums);
+      }
     }
   }
 
@@ -219,6 +257,7 @@ class Blend {
 
   const BlendRows call_;
   RowWriter<kStream> out_;
+  S scales_[kBlendRows];
   alignas(64) S sums_[kBlendElements];
   alignas(64) T buffer_[kBlendBlock];
 };

@@ -11,31 +11,52 @@ namespace {
 
 constexpr int64_t kLine = 64;
 
+/// Sixty-four bytes, in registers where there are any.
 #if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
-inline void stream_line(char* to, const char* from) {
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+struct Line {
+  __m512i bytes;
+};
+inline Line load_line(const char* from) { return {_mm512_loadu_si512(from)}; }
+inline void store_line(char* to, const Line& line) { _mm512_storeu_si512(to, line.bytes); }
+inline void stream_line(char* to, const Line& line) { _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line.bytes); }
+#elif defined(TILEDATTN_ISA_AVX2)
+struct Line {
+  __m256i low, high;
+};
+inline Line load_line(const char* from) {
+  const __m256i* parts = reinterpret_cast<const __m256i*>(from);
+  return {_mm256_loadu_si256(parts), _mm256_loadu_si256(parts + 1)};
 }
-inline void copy_line(char* to, const char* from) { _mm512_storeu_si512(to, _mm512_loadu_si512(from)); }
+inline void store_line(char* to, const Line& line) {
+  __m256i* parts = reinterpret_cast<__m256i*>(to);
+  _mm256_storeu_si256(parts, line.low), _mm256_storeu_si256(parts + 1, line.high);
+}
+inline void stream_line(char* to, const Line& line) {
+  __m256i* parts = reinterpret_cast<__m256i*>(to);
+  _mm256_stream_si256(parts, line.low), _mm256_stream_si256(parts + 1, line.high);
+}
 #else
-#if defined(TILEDATTN_ISA_AVX2)
-inline void stream_line(char* to, const char* from) {
-  for (int i = 0; i < kLine; i += 32) {
-    const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), part);
-  }
+struct Line {
+  char bytes[kLine];
+};
+inline Line load_line(const char* from) {
+  Line line;
+  std::memcpy(line.bytes, from, kLine);
+  return line;
 }
-#elif defined(__x86_64__)
-inline void stream_line(char* to, const char* from) {
+inline void store_line(char* to, const Line& line) { std::memcpy(to, line.bytes, kLine); }
+#if defined(__x86_64__)
+inline void stream_line(char* to, const Line& line) {
   for (int i = 0; i < kLine; i += 16) {
-    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(line.bytes + i));
     _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), part);
   }
 }
 #else
-inline void stream_line(char* to, const char* from) { std::memcpy(to, from, kLine); }
+inline void stream_line(char* to, const Line& line) { store_line(to, line); }
 #endif
-inline void copy_line(char* to, const char* from) { std::memcpy(to, from, kLine); }
 #endif
+inline void copy_line(char* to, const char* from) { store_line(to, load_line(from)); }
 
 /// Two moves that overlap, of `size` bytes each.
 template <int64_t size>
@@ -59,9 +80,9 @@ inline void copy_part(char* to, const char* from, int64_t bytes) {
 /// A row. Four lines at a time are all read before they are written.
 inline void copy_row(char* to, const char* from, int64_t bytes) {
   for (; bytes >= 4 * kLine; bytes -= 4 * kLine, from += 4 * kLine, to += 4 * kLine) {
-    char lines[4 * kLine];
-    for (int i = 0; i < 4; ++i) copy_line(lines + i * kLine, from + i * kLine);
-    for (int i = 0; i < 4; ++i) copy_line(to + i * kLine, lines + i * kLine);
+    const Line lines[] = {load_line(from), load_line(from + kLine), load_line(from + 2 * kLine),
+                          load_line(from + 3 * kLine)};
+    for (int i = 0; i < 4; ++i) store_line(to + i * kLine, lines[i]);
   }
   for (; bytes >= kLine; bytes -= kLine, from += kLine, to += kLine) copy_line(to, from);
   copy_part(to, from, bytes);
@@ -95,7 +116,7 @@ class RowWriter {
         flush();
       }
       char* to = to_;  // not the member, which might lie where is written, for all that the compiler knows
-      for (; bytes >= kLine; bytes -= kLine, from += kLine, to += kLine) stream_line(to, from);
+      for (; bytes >= kLine; bytes -= kLine, from += kLine, to += kLine) stream_line(to, load_line(from));
       copy_part(line_, from, bytes);
       to_ = to, held_ = bytes;
     } else {
@@ -145,7 +166,7 @@ class RowWriter {
   /// Writes what is held; the first line may begin with bytes that are another's (`skip_` of them).
   void flush() {
     if (skip_ == 0 && held_ == kLine) {
-      stream_line(to_, line_);
+      stream_line(to_, load_line(line_));
     } else {
       copy_part(to_, line_ + skip_, held_ - skip_);
     }
