@@ -14,9 +14,10 @@ constexpr int64_t kGather = 256;                   // elements collected at a ti
 constexpr int kTerms = 16;                         // tiles that are added up in registers
 constexpr int kColumns = Vec::width < 16 ? 2 : 1;  // vectors next to one another and
 constexpr int kTogether = 8 / kColumns;            // rows that are summed at a time
+constexpr int64_t kAhead = 8;                      // rows that are fetched ahead where nothing is in the caches
 
 /// One of the tiles that cover a run of x: its elements from the band's first row on, its weights on x, and how
-/// far ahead of them the next run's elements lie, which are fetched meanwhile: each row may be on a page of its own.
+/// far ahead of them the elements lie that are fetched meanwhile: each row may be on a page of its own.
 template <typename T>
 struct Term {
   const T* from;
@@ -236,7 +237,8 @@ class Blend {
       for (; k < covers && count < kTerms; ++k) {
         const Cover& at = call_.covers[2][x.first_cover + k];
         const Cover& then = call_.covers[2][std::min(next.first_cover + k, next.last_cover - 1)];
-        terms[count++] = {tiles + at.source, weights(2) + at.weight, then.source - at.source};
+        terms[count++] = {tiles + at.source, weights(2) + at.weight,
+                          kStream ? kAhead * call_.row_stride : then.source - at.source};
       }
       if (call_.stride == 1) {
         sum_rectangle(terms, count, call_.row_stride, sums);
