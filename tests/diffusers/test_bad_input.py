@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DModel,
 )
-from tiny_diffusers import make_unet, paint, quiet, unet_inputs
+from tiny_diffusers import error, make_unet, paint, quiet, unet_inputs
 from torch import nn
 
 import tiledattn.diffusers as td
@@ -213,10 +213,11 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.parametrize("norm", ["canvas", "neighbours"], ids=["joined", "cut"])
 @pytest.mark.parametrize(("change", "kind", "words"), CALLS, ids=[next(iter(c)) for c, *_ in CALLS])
-def test_calls_that_cannot_be_tiled(change: dict[str, Any], kind: type[Exception], words: str) -> None:
+def test_calls_that_cannot_be_tiled(change: dict[str, Any], kind: type[Exception], words: str, norm: str) -> None:
     model = make_unet("sd")
-    with td.enable_tiling(model, **LATENT):
+    with td.enable_tiling(model, **LATENT, norm=norm):
         with pytest.raises(kind, match=words):
             model(**{"sample": X, "timestep": T, **KWARGS, **change})
         assert model(X, T, **KWARGS).sample.shape == X.shape
@@ -244,12 +245,15 @@ def test_gradient_checkpointing_is_refused() -> None:
             model(X, T, **KWARGS)
 
 
-def test_freeu_is_refused(sd: Any) -> None:
+def test_freeu_is_refused_where_tiles_are_cut(sd: Any) -> None:
     sd.enable_freeu(0.9, 0.2, 1.2, 1.4)
     for block in sd.unet.up_blocks:
         block.resolution_idx = 0
-    with td.enable_tiling(sd), pytest.raises(NotImplementedError, match="disable_freeu"):
+    with td.enable_tiling(sd, overlap=16), pytest.raises(NotImplementedError, match="disable_freeu"):
         paint(sd)
+    want = paint(sd)
+    with td.enable_tiling(sd, halo="all"):
+        assert error(paint(sd), want) < 1e-4
 
 
 def test_without_diffusers_the_extra_is_named() -> None:

@@ -174,7 +174,7 @@ def test_all_of_it_is_the_whole_run() -> None:
     want, _ = call(unet, 32, 48, **options)
     got, part = call(unet, 32, 48, **options, refresh=torch.ones(32, 48))
     assert part.grid == (2, 3)
-    assert torch.equal(got, want)
+    assert error(got, want) < ROUNDING  # its tiles are cut, those of a whole run stay joined
 
 
 def test_with_jitter_too() -> None:

@@ -98,18 +98,20 @@ def seen_by_the_model(pipe: Any, **options: Any) -> Tensor:
 
 
 def test_a_pipeline_tells_each_tile_its_size(sdxl: Any) -> None:
-    """Two tiles, two guidance copies, six numbers each."""
-    assert seen_by_the_model(sdxl).tolist() == [64, 64, 0, 0, 64, 64] * 4
+    """Two tiles, two guidance copies, six numbers each; tiles that are told the same stay joined."""
+    assert seen_by_the_model(sdxl).tolist() == [64, 64, 0, 0, 64, 64] * 2
+    assert seen_by_the_model(sdxl, norm="neighbours").tolist() == [64, 64, 0, 0, 64, 64] * 4
     crops = seen_by_the_model(sdxl, size_conditioning="crop").tolist()
     assert crops == [64, 128, 0, 0, 64, 64] * 2 + [64, 128, 0, 64, 64, 64] * 2
-    assert seen_by_the_model(sdxl, size_conditioning="canvas").tolist() == [64, 128, 0, 0, 64, 128] * 4
+    assert seen_by_the_model(sdxl, size_conditioning="canvas").tolist() == [64, 128, 0, 0, 64, 128] * 2
 
 
 def test_a_refiner(sdxl: Any) -> None:
     unet = make_unet("sdxl", projection_class_embeddings_input_dim=5 * 8 + 16)
     pipe = quiet(StableDiffusionXLImg2ImgPipeline(**{**sdxl.components, "unet": unet}, requires_aesthetics_score=True))
-    rows = seen_by_the_model(pipe).reshape(-1, 5).tolist()
-    assert rows == [[64, 64, 0, 0, 2.5], [64, 64, 0, 0, 6.0]] * 2
+    rows = [[64, 64, 0, 0, 2.5], [64, 64, 0, 0, 6.0]]
+    assert seen_by_the_model(pipe).reshape(-1, 5).tolist() == rows
+    assert seen_by_the_model(pipe, norm="neighbours").reshape(-1, 5).tolist() == rows * 2
 
 
 def test_a_bare_unet_counts_eight_pixels_a_latent() -> None:
@@ -119,4 +121,4 @@ def test_a_bare_unet_counts_eight_pixels_a_latent() -> None:
     added = {"text_embeds": torch.zeros(1, 16), "time_ids": torch.tensor([[128, 256, 0, 0, 128, 256]])}
     with td.enable_tiling(model, tile=16, unit="latent"):
         model(torch.zeros(1, 4, 16, 32), 5, torch.zeros(1, 3, 32), added_cond_kwargs=added)
-    assert seen[0].tolist() == [128, 128, 0, 0, 128, 128] * 2
+    assert seen[0].tolist() == [128, 128, 0, 0, 128, 128]

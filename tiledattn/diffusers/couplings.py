@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..geometry import TileLayout
-from ..ops import blend_tiles, extract_tiles, group_norm_tiles, pad_tiles
+from ..ops import blend_tiles, group_norm_tiles, pad_tiles
 from .frame import Frame, split_tiles
-
-FEW_CHANNELS = 8  # as latents have; oneDNN then convolves several times as fast with channels last
-SMALL_TILE = 32  # positions along a side
+from .padding import padding_of, pair
 
 
 class CouplingMode(TorchFunctionMode):
@@ -81,48 +79,11 @@ class CouplingMode(TorchFunctionMode):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Tensor:
-        steps = _pair(dilation)
-        reach = [step * (size - 1) for step, size in zip(steps, weight.shape[-2:], strict=True)]
-        if padding == "same":
-            before = [total // 2 for total in reach]
-            after = [total - first for total, first in zip(reach, before, strict=True)]
-        else:
-            before = after = [0, 0] if padding == "valid" else _pair(padding)  # type: ignore[arg-type]
+        before, after = padding_of(weight, padding, pair(dilation))
         if any(before) or any(after):
-            strides = _pair(stride)
-            if before == after and self._may_be_joined(input, before, reach, strides):
-                return self._conv2d_of_canvas(input, weight, bias, strides, before, steps, groups)
-            input = self._ring(input, before, after, strides)
-        return _convolve(input, weight, bias, stride, 0, dilation, groups)
-
-    def _may_be_joined(self, input: Tensor, padding: list[int], reach: list[int], stride: list[int]) -> bool:
-        """Whether the convolution of the canvas is quicker: small tiles make many rings, and oneDNN skips zeros."""
-        layout = self.frame.layout
-        if input.device.type != "cpu" or input.ndim != 4 or any(layout.wrap) or _share_positions(layout):
-            return False
-        axes = list(zip(input.shape[2:], padding, reach, stride, strict=True))
-        return max(input.shape[2:]) <= SMALL_TILE and all(
-            length % step == 0 and (length + 2 * pad - span - 1) // step + 1 == length // step
-            for length, pad, span, step in axes
-        )
-
-    def _conv2d_of_canvas(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Tensor:
-        """Tiles without overlap put together, convolved, and cut again."""
-        layout = self._level(input, "a padded convolution")
-        with self.frame.pause():
-            canvas = blend_tiles(split_tiles(input, layout), layout, "uniform", backend=self.frame.backend)
-            out = _convolve(canvas, weight, bias, stride, padding, dilation, groups)
-            tile = [length // step for length, step in zip(layout.tile, stride, strict=True)]
-            return extract_tiles(out, TileLayout(out.shape[2:], tile), backend=self.frame.backend).flatten(0, 1)
+            input = self._ring(input, before, after, pair(stride))
+            padding = 0
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
     def _pad(self, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
         on_canvas = input.ndim == 4 and any(pad[:4]) and input.shape[0] % self.frame.layout.num_tiles == 0
@@ -204,24 +165,6 @@ class CouplingMode(TorchFunctionMode):
         return layout.scaled(factor)
 
 
-def _share_positions(layout: TileLayout) -> bool:
-    """Whether tiles overlap, as the last of an axis may even where the overlap is 0."""
-    return any(layout.overlap) or any(size % tile for size, tile in zip(layout.size, layout.tile, strict=True))
-
-
-def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    """A convolution, in the memory format that is quick."""
-    if input.device.type == "cpu" and input.shape[1] <= FEW_CHANNELS and input.is_contiguous():
-        input, weight = (x.contiguous(memory_format=torch.channels_last) for x in (input, weight))
-        return F.conv2d(input, weight, bias, *rest).contiguous()
-    return F.conv2d(input, weight, bias, *rest)
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * 2 if len(values) == 1 else values
-
-
 def _refusal(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Why a function that mixes positions can't be coupled; None for the ones that don't mix."""
     if func is F.interpolate:
@@ -233,8 +176,8 @@ def _refusal(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         kernel = kwargs["kernel_size"] if "kernel_size" in kwargs else args[1]
         stride = kwargs["stride"] if "stride" in kwargs else args[2] if len(args) > 2 else None
         padding = kwargs["padding"] if "padding" in kwargs else args[3] if len(args) > 3 else 0
-        same = stride is None or stride == () or _pair(stride) == _pair(kernel)
-        return None if same and not any(_pair(padding)) else "a pooling whose windows overlap mixes positions"
+        same = stride is None or stride == () or pair(stride) == pair(kernel)
+        return None if same and not any(pair(padding)) else "a pooling whose windows overlap mixes positions"
     if func is torch.fft.fftn or func is torch.fft.fft2:
         return "a Fourier transform (FreeU) mixes all positions: call disable_freeu()"
     return None

@@ -34,6 +34,7 @@ class Frame:
         halo_weight: weight of the halo in [0, 1] at this step.
         backend: backend of the operations.
         norm_backend: backend of group norms.
+        joined: whether the model runs on the canvas, [B, ...], and attention alone goes by tiles.
         paused: True while an operation of the package runs, so that couplings leave its own calls alone.
         tokens: the layout in tokens of a transformer; None for UNets, whose levels differ.
         rotary: how a transformer's rotary positions turn; None: they don't, or are the canvas's already.
@@ -55,6 +56,7 @@ class Frame:
     halo_weight: float = 1.0
     backend: str = "auto"
     norm_backend: str = "auto"
+    joined: bool = False
     paused: bool = False
     tokens: TileLayout | None = None
     rotary: Rotary | None = None
@@ -89,6 +91,11 @@ class Frame:
             return None
         factor = round((positions // tokens) ** 0.5)
         return factor if factor * factor * tokens == positions and self._divides(factor) else None
+
+    def canvas_factor(self, tokens: int) -> int | None:
+        """The same for a canvas of `tokens` tokens, whose tiles share none."""
+        tiles = self.layout.num_tiles
+        return None if tokens % tiles else self.token_factor(tokens // tiles)
 
     def level_halo(self, factor: int) -> tuple[int, ...] | Literal["all"]:
         """The halo at the level that is `factor` times coarser, rounded up."""

@@ -1,8 +1,8 @@
-"""GroupedLayers: layers that work on each tile alone run on a few tiles at a time, so that what they make stays cached.
+"""GroupedLayers: layers that work on each token alone run on few at a time, so that what they make stays cached.
 
 All tiles of a canvas are one batch, since attention, convolutions and norms cross their borders. A feed-forward does
-not, and widens its input eightfold: of many tiles at once it makes the largest tensors of the model by far, which on a
-CPU costs a page fault for each of their pages at every call. Tiles in groups give the same numbers.
+not, and widens its input eightfold: of a whole canvas it makes the largest tensors of the model by far, which on a
+CPU costs a page fault for each of their pages at every call. Tokens in groups give the same numbers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ GROUP_BYTES = 4 << 20  # of the widest tensor of a group
 
 
 class GroupedLayers:
-    """Runs layers on groups of rows while a tiled forward pass is under way, on CPUs and without gradients.
+    """Runs layers on groups of tokens while a tiled forward pass is under way, on CPUs and without gradients.
 
     Args:
-        layers: modules that map [T*B, N, C] to [T*B, N, C'], row by row, through at most `widening` * C channels.
+        layers: modules that map [rows, N, C] to [rows, N, C'], token by token, through at most `widening` * C channels.
         current: where the forward pass under way is found.
         widening: how much wider than the input the widest tensor inside is.
     """
@@ -53,10 +53,11 @@ class GroupedLayers:
         if torch.compiler.is_compiling() or not isinstance(x, Tensor) or self._current.frame is None:
             return forward(*args, **kwargs)
         wide = x.numel() * x.element_size() * self._widening
-        if x.device.type != "cpu" or torch.is_grad_enabled() or wide <= GROUP_BYTES or len(x) == 1:
+        if x.ndim != 3 or x.device.type != "cpu" or torch.is_grad_enabled() or wide <= GROUP_BYTES:
             return forward(*args, **kwargs)
-        groups = min(len(x), -(-wide // GROUP_BYTES))
-        return torch.cat([forward(part, *args[1:], **kwargs) for part in x.tensor_split(groups)])
+        parts = x.flatten(0, 1).unsqueeze(0).tensor_split(-(-wide // GROUP_BYTES), dim=1)
+        found = torch.cat([forward(part, *args[1:], **kwargs) for part in parts], dim=1)
+        return found.reshape(*x.shape[:2], -1)
 
     def _living(self) -> list[nn.Module]:
         return [layer for layer in (reference() for reference in self._layers) if layer is not None]

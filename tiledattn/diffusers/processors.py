@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers.models.attention_processor import (
@@ -15,8 +15,10 @@ from diffusers.models.attention_processor import (
 )
 from torch import Tensor
 
+from ..geometry import TileLayout
 from ..ops import cross_tile_attention
 from .frame import Frame
+from .joining import join_tokens, split_tokens
 
 
 class HasFrame(Protocol):
@@ -59,7 +61,8 @@ class CrossTileAttnProcessor:
 
         Args:
             attn: the layer.
-            hidden_states: `[T*B, N, C]` or `[T*B, C, h, w]`, the tile index slow.
+            hidden_states: `[T*B, N, C]` or `[T*B, C, h, w]`, the tile index slow; of joined tiles the canvas's,
+                `[B, H*W, C]` or `[B, C, H, W]`.
             encoder_hidden_states: given: cross-attention, which stays stock.
             attention_mask: refused under tiling for self-attention.
             temb: passed on to the layer's `spatial_norm`.
@@ -68,7 +71,7 @@ class CrossTileAttnProcessor:
             Like `hidden_states`.
         """
         frame = None if self.tiling is None else self.tiling.frame
-        alone = frame is None or frame.layout.num_tiles == 1 or frame.halo_weight == 0
+        alone = frame is None or frame.layout.num_tiles == 1 or (frame.halo_weight == 0 and not frame.joined)
         if frame is None or alone or encoder_hidden_states is not None:
             out: Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return out
@@ -96,15 +99,31 @@ class CrossTileAttnProcessor:
         return result
 
     def _attend(self, attn: Attention, hidden_states: Tensor, frame: Frame) -> Tensor:
-        """Projections and attention: [T*B, N, C] -> [T*B, N, H*D]."""
+        """Projections and attention: [T*B, N, C] -> [T*B, N, H*D], or [B, H*W, C] -> [B, H*W, H*D]."""
         rows, tokens, _ = hidden_states.shape
         tiles = frame.layout.num_tiles
-        factor = frame.token_factor(tokens)
-        if factor is None or rows % tiles:
+        factor = frame.canvas_factor(tokens) if frame.joined else frame.token_factor(tokens)
+        if factor is None or (not frame.joined and rows % tiles):
             raise ValueError(
                 f"self-attention got {rows} sequences of {tokens} tokens, which are no level of {tiles} tiles of "
                 f"{frame.layout.tile} latents; something merges or drops tokens (ToMe?): turn it off, or use halo=0"
             )
+        layout = frame.layout.scaled(factor)
+        if not frame.joined:
+            return self._attend_tiles(attn, hidden_states, layout, frame.level_halo(factor), frame)
+        halo = frame.level_halo(factor) if frame.halo_weight > 0 else (0, 0)
+        return join_tokens(self._attend_tiles(attn, split_tokens(hidden_states, layout), layout, halo, frame), layout)
+
+    def _attend_tiles(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        layout: TileLayout,
+        halo: tuple[int, ...] | Literal["all"],
+        frame: Frame,
+    ) -> Tensor:
+        """[T*B, N, C] -> [T*B, N, H*D]."""
+        (rows, tokens, _), tiles = hidden_states.shape, layout.num_tiles
         if isinstance(self.original, FusedAttnProcessor2_0):
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -121,8 +140,8 @@ class CrossTileAttnProcessor:
                 query,
                 key,
                 value,
-                frame.layout.scaled(factor),
-                frame.level_halo(factor),
+                layout,
+                halo,
                 halo_weight=frame.halo_weight,
                 scale=self._scale(attn),
                 backend=frame.backend,

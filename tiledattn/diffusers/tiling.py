@@ -21,6 +21,7 @@ from .frame import CurrentFrame, Frame, split_tiles
 from .grouping import GroupedLayers
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .jitter import jittered
+from .joining import RoundMode
 from .options import Options
 from .placing import PlacedPositions
 from .prompts import RegionPrompts
@@ -240,10 +241,14 @@ class Tiling:
             view, canvas.shape[0], options.pixels_per_axis, options.size_conditioning, options.positions, call
         )
         frame = self._frame(model, context, weight)
-        tile_call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
-        if self._prompts is not None:
-            tile_call = self._prompts.apply(call, tile_call, view, context.batch, context.pixels)
-        call = tile_call
+        joined = self._joined_call(call, context, model)
+        if joined is not None:
+            frame.joined, call = True, joined
+        else:
+            tile_call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
+            if self._prompts is not None:
+                tile_call = self._prompts.apply(call, tile_call, view, context.batch, context.pixels)
+            call = tile_call
         lengths = family.text_lengths(call, context)
         if lengths is not None:
             frame.text_lengths = torch.tensor(lengths, device=canvas.device)
@@ -259,9 +264,20 @@ class Tiling:
             output = forward(**call)
         outputs = family.outputs_of(output, context)
         if self.on_tiles is not None:
-            self.on_tiles(split_tiles(outputs[0], layout), layout, step)
+            tiles = view.tiles("prediction", outputs[0]) if frame.joined else outputs[0]
+            self.on_tiles(split_tiles(tiles, layout), layout, step)
+        if frame.joined:
+            return output
         window = options.window_for(layout, canvas.device)
         return family.with_outputs(output, [view.canvas(tiles, window) for tiles in outputs], context)
+
+    def _joined_call(self, call: dict[str, Any], context: CallContext, model: nn.Module) -> dict[str, Any] | None:
+        """The call on the canvas itself, where coupled tiles may stay joined; else None."""
+        options = self.options
+        coupled = options.has_halo and options.conv_halo and options.norm == "canvas"
+        if not coupled or self._prompts is not None or context.view.place is not None:
+            return None
+        return self._family.joined_call(call, context, model)
 
     def _view(self, layout: TileLayout, step: int) -> CanvasView:
         """The canvas, cut by a layout: shifted, or a part of it, where the options say so."""
@@ -307,6 +323,10 @@ class Tiling:
         """What acts on the model's calls while it runs."""
         options, stack = self.options, ExitStack()
         several = frame.layout.num_tiles > 1
+        if frame.joined:
+            if any(frame.layout.wrap):
+                stack.enter_context(RoundMode(frame))
+            return stack
         if self._family.has_couplings and options.has_couplings and (several or any(frame.layout.wrap)):
             stack.enter_context(CouplingMode(frame, options.conv_halo, options.norm))
         if frame.tokens is not None and options.has_halo and frame.crosses:

@@ -81,12 +81,23 @@ class CallContext:
         """
         if isinstance(value, (list, tuple)):
             return type(value)(self.cut_all(name, item) for item in value)
-        if isinstance(value, Tensor) and value.ndim > 2 and all(length == 1 for length in value.shape[2:]):
+        self.check_cut(name, value)
+        if _is_pooled(value):
             return self.repeat(name, value)
-        if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[0] not in (1, self.batch):
+        return self.cut(name, value.expand(self.batch, *value.shape[1:]))
+
+    def check_cut(self, name: str, value: Any) -> None:
+        """Raises what `cut_all` would, and cuts nothing."""
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                self.check_cut(name, item)
+        elif _is_pooled(value):
+            self.check_rows(name, value)
+        elif not isinstance(value, Tensor) or value.ndim < 3 or value.shape[0] not in (1, self.batch):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name}: got {got}; expected tensors [{self.batch}, C, *size] that lie on the canvas")
-        return self.cut(name, value.expand(self.batch, *value.shape[1:]))
+        elif self.view.place is None:
+            self.view.level(name, tuple(value.shape[2:]))
 
     def cut_tokens(self, name: str, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         """[B, tokens of `grid` in row-major order, ...] -> [T*B, tokens of a tile, ...]."""
@@ -107,16 +118,37 @@ class CallContext:
             return None
         if isinstance(value, (list, tuple)):
             return type(value)(self.repeat(name, item) for item in value)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: got {type(value).__name__}; expected a tensor [B, ...] or a list of them")
+        self.check_rows(name, value)
         tiles = self.layout.num_tiles
-        if value.ndim and value.shape[0] == 1 and self.batch > 1:
+        if value.shape[0] == 1 and self.batch > 1:
             return value.expand(tiles * self.batch, *value.shape[1:])
-        if not value.ndim or value.shape[0] != self.batch:
+        return value.repeat(tiles, *(1,) * (value.ndim - 1))
+
+    def rows(self, name: str, value: Any) -> Any:
+        """Rows [1, ...] or [B, ...] -> [B, ...], like `repeat` for a canvas that isn't cut; raises the same."""
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.rows(name, item) for item in value)
+        self.check_rows(name, value)
+        return value.expand(self.batch, *value.shape[1:])
+
+    def check_rows(self, name: str, value: Any) -> None:
+        """Raises what `repeat` would, and repeats nothing."""
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                self.check_rows(name, item)
+        elif value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}; expected a tensor [B, ...] or a list of them")
+        elif value is not None and (not value.ndim or value.shape[0] not in (1, self.batch)):
             raise ValueError(
                 f"{name}: got shape {tuple(value.shape)}; expected {self.batch} rows, as many as the canvas batch"
             )
-        return value.repeat(tiles, *(1,) * (value.ndim - 1))
+
+
+def _is_pooled(value: Any) -> bool:
+    """Whether it lies on no position: one number per row and channel."""
+    return isinstance(value, Tensor) and value.ndim > 2 and all(length == 1 for length in value.shape[2:])
 
 
 class Family(ABC):
@@ -216,7 +248,7 @@ class Family(ABC):
         return _layers(model, self.positional)
 
     def feed_forwards(self, model: Any) -> list[nn.Module]:
-        """Feed-forwards, which work on each row alone and may be given few rows at a time; none by default."""
+        """Feed-forwards, which work on each token alone and may be given few at a time; none by default."""
         return []
 
     def layers(self, model: Any, halo: bool, current: CurrentFrame) -> ProcessorSwap | MarkedLayers:
@@ -279,6 +311,14 @@ class Family(ABC):
             if call.get(name) is not None:
                 new[name] = context.repeat(name, call[name])
         return new
+
+    def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | None:
+        """The call for tiles that stay joined, on the canvas itself; None where tiles must be told apart.
+
+        For models of which everything but self-attention computes the same on the canvas as on coupled tiles that
+        share no position, and whose attention processors know joined tiles.
+        """
+        return None
 
     def shift(self, config: Mapping[str, Any], tokens: int, num_steps: int) -> float:
         """The timestep shift `mu` that the pipeline gives its scheduler, linear in tokens between `shift_breaks`.

@@ -46,6 +46,8 @@ class ControlNetFamily(UNetFamily):
         "return_dict",
     )
     refused = _REFUSED
+    by_row = repeated
+    on_canvas = ("controlnet_cond",)
 
     def check(self, model: Any) -> None:
         """Raises ValueError for blocks that mix positions in ways that can't be coupled."""

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..frame import CurrentFrame
+from ..joining import may_be_joined
 from ..swapping import ProcessorSwap
 from .base import CallContext, Family
 
@@ -37,6 +38,7 @@ _PARAMETERS = (
 )
 _REQUIRED = 3  # of the parameters
 _REFUSED = {"attention_mask": "a mask over the canvas's own tokens"}
+_BY_ROW = ("encoder_hidden_states", "class_labels", "timestep_cond", "encoder_attention_mask")
 _RESIDUALS = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
@@ -64,6 +66,10 @@ class UNetFamily(Family):
     halo_part = 8
     positions = "none"
     no_canvas_positions = "a UNet's tokens have no positions"
+    by_row: tuple[str, ...] = _BY_ROW
+    """Arguments with a row per row of the canvas batch, besides the timestep and added conditioning."""
+    on_canvas: tuple[str, ...] = _RESIDUALS
+    """Further arguments that lie on the canvas."""
 
     def check(self, model: Any) -> None:
         """Raises ValueError for blocks and options that mix positions in ways that can't be coupled."""
@@ -135,7 +141,7 @@ class UNetFamily(Family):
         timestep = call["timestep"]
         if isinstance(timestep, Tensor) and timestep.ndim == 1:
             new["timestep"] = repeat("timestep", timestep)
-        for name in ("encoder_hidden_states", "class_labels", "timestep_cond", "encoder_attention_mask"):
+        for name in _BY_ROW:
             if call.get(name) is not None:
                 new[name] = repeat(name, call[name])
         added = call.get("added_cond_kwargs")
@@ -153,6 +159,31 @@ class UNetFamily(Family):
         for name in _RESIDUALS:
             if call.get(name) is not None:
                 new[name] = context.cut_all(name, call[name])
+        return new
+
+    def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | None:
+        """The call itself, with a tile's `time_ids`; None where tiles differ in these, or masks lie on the canvas."""
+        widest = 2 * max(model.config.block_out_channels)  # with what skips the levels below
+        masks = (call.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
+        if masks is not None or context.size_conditioning == "crop" or not may_be_joined(context.layout, widest):
+            return None
+        new, timestep = dict(call), call["timestep"]
+        if isinstance(timestep, Tensor) and timestep.ndim == 1:
+            new["timestep"] = context.rows("timestep", timestep)
+        for name in self.on_canvas:
+            if call.get(name) is not None:
+                context.check_cut(name, call[name])
+        for name in (*self.by_row, *self.on_canvas):
+            if call.get(name) is not None:
+                new[name] = context.rows(name, call[name])
+        added = call.get("added_cond_kwargs")
+        if added is not None:
+            new["added_cond_kwargs"] = {
+                name: tile_time_ids(value, context)[: context.batch]
+                if name == "time_ids"
+                else context.rows(name, value)
+                for name, value in added.items()
+            }
         return new
 
     def encode(self, pipe: Any, prompt: str) -> dict[str, Tensor]:

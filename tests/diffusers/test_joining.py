@@ -1,0 +1,170 @@
+"""Tiles that stay joined: the same as cut ones, and only where they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from convolutions import CONVOLUTIONS, wrapping
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_diffusers import circular, error, make_unet, unet_inputs
+from torch import Tensor, nn
+
+import tiledattn as ta
+import tiledattn.diffusers as td
+from tiledattn.diffusers.families import unet as unet_family
+from tiledattn.diffusers.frame import Frame
+from tiledattn.diffusers.joining import RoundMode, join_tokens, may_be_joined, split_tokens
+
+ROUNDING = 2e-5
+
+
+@given(st.tuples(*[st.integers(1, 4)] * 6))
+def test_tokens_are_cut_as_tiles_are(numbers: tuple[int, ...]) -> None:
+    rows, columns, height, width, batch, channels = numbers
+    layout = ta.TileLayout((rows * height, columns * width), (height, width))
+    canvas = torch.randn(batch, channels, *layout.size)
+    tokens = canvas.flatten(2).transpose(1, 2)
+    tiles = split_tokens(tokens, layout)
+    assert torch.equal(tiles, ta.extract_tiles(canvas, layout).flatten(0, 1).flatten(2).transpose(1, 2))
+    assert torch.equal(join_tokens(tiles, layout), tokens)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, function: Callable[[], Tensor]) -> Tensor:
+    """What `function` gives where no tiles may stay joined."""
+    with monkeypatch.context() as patch:
+        patch.setattr(unet_family, "may_be_joined", lambda layout, widest: False)
+        return function()
+
+
+def predict(model: Any, kind: str, size: tuple[int, int], on_tiles: Any = None, **options: Any) -> Tensor:
+    x, t, kwargs = unet_inputs(kind, *size)
+    with torch.no_grad(), td.enable_tiling(model, **{"tile": 8, "unit": "latent", "halo": 4, **options}) as tiling:
+        tiling.on_tiles = on_tiles
+        return model(x, t, **kwargs).sample
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "halo": {},
+    "all": {"halo": "all"},
+    "wrapped": {"wrap": True},
+    "wrapped on x": {"wrap": (False, True)},
+    "weight": {"halo_schedule": lambda i, n: 0.5, "num_steps": 4},
+    "no weight": {"halo_schedule": lambda i, n: 0.0, "num_steps": 4},
+    "tile's size": {"size_conditioning": "tile"},
+    "canvas's size": {"size_conditioning": "canvas"},
+}
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_joined_tiles_give_what_cut_ones_do(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_unet(kind)
+    joined = predict(model, kind, (16, 24), **options)
+    assert error(joined, cut(monkeypatch, lambda: predict(model, kind, (16, 24), **options))) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"down_block_types": ("AttnDownBlock2D",) * 3, "up_block_types": ("AttnUpBlock2D",) * 3},
+        {"downsample_padding": 0},
+        {"mid_block_type": "UNetMidBlock2D"},
+    ],
+    ids=["attention blocks", "uneven padding", "plain middle"],
+)
+@pytest.mark.parametrize("wrap", [False, True])
+def test_other_unets(config: dict[str, Any], wrap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_unet("sd", **config)
+    joined = predict(model, "sd", (16, 24), wrap=wrap)
+    assert error(joined, cut(monkeypatch, lambda: predict(model, "sd", (16, 24), wrap=wrap))) < ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_projections_and_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_unet("sd")
+    model.fuse_qkv_projections()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        joined = predict(model, "sd", (16, 24))
+        want = cut(monkeypatch, lambda: predict(model, "sd", (16, 24)))
+    assert error(joined, want) < (ROUNDING if dtype == torch.float32 else 0.1)
+
+
+def test_whoever_watches_gets_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = make_unet("sd"), list[Tensor]()
+
+    def note(tiles: Tensor, layout: ta.TileLayout, step: int) -> None:
+        seen.append(tiles)
+
+    predict(model, "sd", (16, 24), on_tiles=note)
+    cut(monkeypatch, lambda: predict(model, "sd", (16, 24), on_tiles=note))
+    assert seen[0].shape == (6, 2, 4, 8, 8)
+    assert error(seen[0], seen[1]) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 2),
+        ({"wrap": True}, 2),
+        ({"overlap": 4}, 2 * 15),
+        ({"tile": (8, 16)}, 2 * 4),  # the last tile of a row overlaps
+        ({"norm": "neighbours"}, 2 * 6),
+        ({"norm": "tile"}, 2 * 6),
+        ({"conv_halo": False}, 2 * 6),
+        ({"halo": 0}, 2 * 6),
+        ({"jitter": 1, "wrap": True}, 2 * 6),
+        ({"tile": (16, 24)}, 2),
+    ],
+    ids=str,
+)
+def test_which_tiles_stay_joined(options: dict[str, Any], rows: int) -> None:
+    model, seen = make_unet("sd"), list[int]()
+    model.conv_in.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    predict(model, "sd", (16, 24), **options)
+    assert seen == [rows]
+
+
+def test_crops_differ_from_tile_to_tile() -> None:
+    model, seen = make_unet("sdxl"), list[int]()
+    model.conv_in.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    predict(model, "sdxl", (16, 24), size_conditioning="crop")
+    assert seen == [12]
+
+
+def test_very_large_canvases_are_cut() -> None:
+    assert may_be_joined(ta.TileLayout((512, 512), 128), 2560)
+    assert not may_be_joined(ta.TileLayout((1024, 1024), 128), 2560)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolutions_go_round(kind: str) -> None:
+    layout = ta.TileLayout((16, 24), (8, 8), wrap=(False, True))
+    conv = nn.Conv2d(8, 8, **CONVOLUTIONS[kind]).requires_grad_(False)
+    canvas = torch.randn(2, 8, *layout.size)
+    with RoundMode(Frame(layout, joined=True)):
+        got = conv(canvas)
+    assert error(got, wrapping(conv, 4)(canvas)) < 1e-5
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_padding_goes_round_on_every_level(factor: int) -> None:
+    layout = ta.TileLayout((16, 24), (8, 8), wrap=(True, True))
+    canvas = torch.randn(2, 8, *(n // factor for n in layout.size))
+    with RoundMode(Frame(layout, joined=True)):
+        assert torch.equal(F.pad(canvas, (0, 1, 2, 1)), F.pad(canvas, (0, 1, 2, 1), mode="circular"))
+        assert torch.equal(F.pad(canvas, (0, 1)), F.pad(canvas, (0, 1), value=0.0))
+        assert F.pad(canvas[..., 1:], (1, 0, 0, 0))[..., 0].abs().max() == 0
+
+
+def test_a_wrapped_canvas_is_the_circular_unet() -> None:
+    model = make_unet("sd")
+    x, t, kwargs = unet_inputs("sd", 16, 24)
+    got = predict(model, "sd", (16, 24), halo="all", wrap=(False, True))
+    assert error(got, circular(model, (False, True))(x, t, **kwargs).sample) < ROUNDING
