@@ -100,17 +100,17 @@ def test_the_fastest_view_batch_is_taken(monkeypatch):
 SEEDS = 16
 
 
-def a_row(kind, overlap, seconds, seam=1.0, tone=1.0):
+def a_row(kind, overlap, seconds, seam=1.0, tone=1.0, other_seam=1.0):
     """Contrasts that vary by seed as those of all others do, so that only pairs tell them apart."""
     rng = np.random.default_rng(5)
     common, own = rng.normal(size=SEEDS) * 0.5, np.random.default_rng(overlap + 100).normal(size=SEEDS) * 0.02
     keys = [(0, seed) for seed in range(SEEDS)]
     pairs = [
         {key: (level * math.exp(c + d), 1.0) for key, c, d in zip(keys, common, own, strict=True)}
-        for level in (seam, tone)
+        for level in (other_seam, seam, tone)
     ]
     times = {key: seconds * math.exp(d) for key, d in zip(keys, own, strict=True)}
-    return Row(Method(kind, overlap), times, *pairs)
+    return Row(Method(kind, overlap), times, (pairs[0], pairs[1]), pairs[2])
 
 
 def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
@@ -119,15 +119,44 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
     peers += [a_row("panorama", 4, 2.0, 1.0, 1.2), a_row("panorama", 0, 1.2, 2.0)]
     assert end_to_end_verdicts.needed([ours, *peers]).method.overlap == 8
     assert end_to_end_verdicts.needed([ours, peers[-1]]) is None
-    text = end_to_end_verdicts.table([ours, *peers], Interval(1.05, 1.04, 1.06, 9))
-    assert "reached: time of ours without overlap over Panorama's with 50% overlap, which it needs, 0.25" in text
+    patches = {peer.method: Interval(2.0, 1.5, 2.5, 9) for peer in peers if peer.method.overlap < 12}
+    assert end_to_end_verdicts.needed([ours, *peers], patches).method.overlap == 12
+    text = end_to_end_verdicts.table([ours, *peers], patches, Interval(1.05, 1.04, 1.06, 9))
+    assert (
+        "reached: time of ours without overlap over Panorama's with 50% overlap, needed by edges and tones, 0.25"
+        in text
+    )
+    assert "Panorama's with 75% overlap, needed by patches as well, 0.11" in text
     assert "reached: time of ours over Panorama's, both with no overlap, 0.83" in text
     assert "reached: couplings' part of a step without overlap 0.05 (0.04 to 0.06), at most 0.1" in text
 
 
+def test_an_edge_on_one_axis_is_not_made_up_for_by_the_other():
+    ours, peer = a_row("ours", 0, 1.0), a_row("panorama", 0, 1.0, 2.0, other_seam=0.5)
+    assert not end_to_end_verdicts.not_above(peer, ours)
+    assert end_to_end_verdicts.not_above(a_row("panorama", 0, 1.0, 0.9, other_seam=0.5), ours)
+
+
+def test_patches_of_each_method_lie_on_its_seams():
+    """Panorama of 50% has its edges elsewhere than ours; of both those planted on their own lines count."""
+    rng = np.random.default_rng(0)
+    ours, peer = Method("ours", 0), Method("panorama", 8)
+    clean = {(0, seed): rng.random((3, 256, 256)) * 0.1 for seed in range(5)}
+    marked = {key: picture.copy() for key, picture in clean.items()}
+    for picture in marked.values():
+        for line in (32, 64, 96, 128, 160, 192, 224):
+            picture[:, :, line:] += 1.0
+    prompts = ["a photo of a brick wall"]
+    found = end_to_end_verdicts.patch_ratios({ours: clean, peer: marked}, prompts)
+    assert list(found) == [peer]
+    assert found[peer].low > 1.02
+    assert 1.0 in end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, prompts)[peer]
+    assert not end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, ["a photo of a lake"])
+
+
 def test_pairs_tell_apart_what_pooled_intervals_do_not():
     ours, peer = a_row("ours", 0, 1.0), a_row("panorama", 4, 1.0, 1.1)
-    assert end_to_end_verdicts.pooled(ours.seams).high > end_to_end_verdicts.pooled(peer.seams).low
+    assert end_to_end_verdicts.pooled(ours.seams[1]).high > end_to_end_verdicts.pooled(peer.seams[1]).low
     assert not end_to_end_verdicts.not_above(peer, ours)
 
 
@@ -155,8 +184,8 @@ def test_panoramas_seams_are_where_views_begin_and_end(overlap):
         pictures[:, :, line:] += 0.3
     keyed = {(0, seed): one for seed, one in enumerate(pictures)}
     found = end_to_end_verdicts.row(method, keyed, dict.fromkeys(keyed, 1.0))
-    assert end_to_end_verdicts.pooled(found.seams).low > 1.2
-    elsewhere = [a / b for a, b in zip(*Method("ours", overlap).gradients(pictures), strict=True)]
+    assert end_to_end_verdicts.pooled(found.seams[0]).low > 1.2
+    elsewhere = [a / b for a, b in zip(*Method("ours", overlap).gradients(pictures, 0), strict=True)]
     assert max(elsewhere) < 1.1
 
 
@@ -174,9 +203,10 @@ def test_a_planted_seam_is_measured():
             Method("ours", 0), dict(zip(keys, pictures, strict=True)), dict.fromkeys(keys, 1)
         )
 
-    assert 1.0 in end_to_end_verdicts.pooled(found().seams)
+    assert 1.0 in end_to_end_verdicts.pooled(found().seams[0])
     pictures[:, :, 128:] += 0.5
-    assert end_to_end_verdicts.pooled(found().seams).low > 1.2
+    assert end_to_end_verdicts.pooled(found().seams[0]).low > 1.2
+    assert 1.0 in end_to_end_verdicts.pooled(found().seams[1])
     assert end_to_end_verdicts.pooled(found().tones).low > 1.2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,18 @@ from numpy.typing import ArrayLike
 import tiledattn as ta
 from tiledattn.metrics import Interval, ratio_interval, seam_gradients, tone_differences
 from tiledattn.metrics.intervals import student_t
+from tiledattn.metrics.lines import Where
 
 from .end_to_end import GRID, LATENTS, PIXELS, share
+from .quality.measures import together
+from .quality.patches import patch_ratio_over
+from .quality.photographs import at_training_scale, material_of
 
 PERIOD = 2 * PIXELS  # of the UNet's coarsest level
 MOST_OF_NEEDED = 0.4
 MOST_COUPLINGS = 0.1  # of a step
+
+AXES = ("y", "x")
 
 Key = tuple[int, int]  # number of the prompt, seed
 Pair = tuple[float, float]  # what is divided by what
@@ -43,26 +49,35 @@ class Method:
         size = tuple(LATENTS * PIXELS * n for n in GRID)
         return ta.TileLayout(size, LATENTS * PIXELS, self.overlap * PIXELS)
 
-    def gradients(self, pictures: Any) -> tuple[Any, Any]:
-        """Mean |gradient| where this method can jump, and on control lines, per picture.
+    @property
+    def where(self) -> Where:
+        """Where this method can jump.
 
         Panorama averages views with equal weights and so jumps where views begin and end; a smooth window, as ours has
         it, changes most where the deepest tile does.
+        """
+        return "border" if self.kind == "panorama" and self.overlap > 0 else "owner"
+
+    def gradients(self, pictures: Any, axis: int) -> tuple[Any, Any]:
+        """Mean |gradient| across an axis's seams and across its control lines, per picture.
 
         Raises:
             ValueError: no control line is left between the seams.
         """
-        border = self.kind == "panorama" and self.overlap > 0
-        return seam_gradients(pictures, self.layout, PERIOD, where="border" if border else "owner")
+        return seam_gradients(pictures, self.layout, PERIOD, axis=axis, where=self.where)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one method by prompt and seed: seconds, and of seams and tone steps the two parts of the ratio."""
+    """The figures of one method by prompt and seed: seconds, and of seams and tone steps the two parts of the ratio.
+
+    Seams by axis: where structure is missing on the seams of one axis (courses of brick that end at borders), the mean
+    over both would hide the edges on the other.
+    """
 
     method: Method
     seconds: dict[Key, float]
-    seams: dict[Key, Pair]
+    seams: tuple[dict[Key, Pair], dict[Key, Pair]]
     tones: dict[Key, Pair]
 
     @property
@@ -73,7 +88,13 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """JSON-ready, one entry a picture."""
         pictures = [
-            {"prompt": key[0], "seed": key[1], "seconds": self.seconds[key], "seam": self.seams[key], "tone": tone}
+            {
+                "prompt": key[0],
+                "seed": key[1],
+                "seconds": self.seconds[key],
+                "seam": {axis: seams[key] for axis, seams in zip(AXES, self.seams, strict=True)},
+                "tone": tone,
+            }
             for key, tone in self.tones.items()
         ]
         return {"kind": self.method.kind, "overlap": self.method.overlap, "pictures": pictures}
@@ -82,11 +103,44 @@ class Row:
 def row(method: Method, pictures: dict[Key, Any], seconds: dict[Key, float]) -> Row:
     """The figures of pictures [3, H, W] of one method."""
     data = np.stack([np.asarray(p, dtype=np.float64) for p in pictures.values()])
-    seams, tones = (
-        {key: (float(top), float(bottom)) for key, top, bottom in zip(pictures, *both, strict=True)}
-        for both in (method.gradients(data), tone_differences(data, method.layout))
+    both = (method.gradients(data, 0), method.gradients(data, 1), tone_differences(data, method.layout))
+    y, x, tones = (
+        {key: (float(top), float(bottom)) for key, top, bottom in zip(pictures, *pair, strict=True)} for pair in both
     )
-    return Row(method, seconds, seams, tones)
+    return Row(method, seconds, (y, x), tones)
+
+
+def patch_ratios(pictures: Mapping[Method, dict[Key, Any]], prompts: Sequence[str]) -> dict[Method, Interval]:
+    """Each Panorama's ratio of patches (`quality.patches`), seams across x over inside, over that of ours.
+
+    Of the pictures of the same prompts and seeds; each method's patches lie where it can jump.
+
+    Returns:
+        By method; nothing where a prompt has no photograph to compare with, or scikit-image, which has them, lacks.
+    """
+    try:
+        truths = [at_training_scale(one) for one in map(material_of, prompts) if one is not None]
+    except ImportError:
+        return {}
+    ours = Method("ours", 0)
+    if len(truths) < len(prompts):
+        return {}
+    return {
+        method: together(
+            [_patches(method, painted, ours, pictures[ours], number, truth) for number, truth in enumerate(truths)]
+        )
+        for method, painted in pictures.items()
+        if method.kind == "panorama"
+    }
+
+
+def _patches(
+    method: Method, painted: dict[Key, Any], ours: Method, others: dict[Key, Any], prompt: int, truth: Any
+) -> Interval:
+    """`patch_ratios` of one method and prompt."""
+    keys = [key for key in painted if key in others and key[0] == prompt]
+    some, reference = (np.stack([one[key] for key in keys]) for one in (painted, others))
+    return patch_ratio_over((some, method.layout, method.where), (reference, ours.layout, ours.where), PERIOD, [truth])
 
 
 def pooled(pairs: dict[Key, Pair]) -> Interval:
@@ -122,17 +176,21 @@ def contrasts(pairs: dict[Key, Pair]) -> dict[Key, float]:
     return {key: (top + 1e-9) / (bottom + 1e-9) for key, (top, bottom) in pairs.items()}
 
 
-def not_above(peer: Row, ours: Row) -> bool:
-    """Whether neither the peer's seam contrast nor its tone step is significantly above ours."""
-    measures = ((peer.seams, ours.seams), (peer.tones, ours.tones))
-    return all(paired(contrasts(a), contrasts(b)).low <= 1 for a, b in measures)
+def not_above(peer: Row, ours: Row, patches: Interval | None = None) -> bool:
+    """Whether the peer is significantly above ours in nothing.
+
+    Seam contrast on either axis, tone step and, if given, patches: the ratio's interval begins at or below 1.
+    """
+    measures = [*zip(peer.seams, ours.seams, strict=True), (peer.tones, ours.tones)]
+    ratios = [paired(contrasts(a), contrasts(b)) for a, b in measures]
+    return all(ratio.low <= 1 for ratio in ratios + ([] if patches is None else [patches]))
 
 
-def needed(rows: Sequence[Row]) -> Row | None:
+def needed(rows: Sequence[Row], patches: Mapping[Method, Interval] | None = None) -> Row | None:
     """Panorama at the smallest overlap with which it is `not_above` ours without overlap."""
     ours = next(r for r in rows if r.method == Method("ours", 0))
     peers = sorted((r for r in rows if r.method.kind == "panorama"), key=lambda r: r.method.overlap)
-    return next((r for r in peers if not_above(r, ours)), None)
+    return next((r for r in peers if not_above(r, ours, (patches or {}).get(r.method))), None)
 
 
 def verdict(what: str, found: Interval, most: float) -> str:
@@ -141,34 +199,44 @@ def verdict(what: str, found: Interval, most: float) -> str:
     return f"{word}: {what} {found}, at most {most:g}"
 
 
-def table(rows: Sequence[Row], couplings: Interval | None = None) -> str:
+def table(rows: Sequence[Row], patches: Mapping[Method, Interval], couplings: Interval | None = None) -> str:
     """The rows as Markdown, and a line per target.
 
     Args:
         rows: one of ours without overlap among them.
+        patches: `patch_ratios`.
         couplings: the step of coupled tiles over that of tiles alone.
     """
     ours = next(r for r in rows if r.method == Method("ours", 0))
     lines = [
-        "| method | seconds | of ours | seam contrast | over ours | tone step | over ours | pictures |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | seconds | of ours | seam contrast, y | over ours | seam contrast, x | over ours | tone step "
+        "| over ours | patches, over ours | pictures |",
+        "|---" * 11 + "|",
     ]
     for r in rows:
         cells = [r.method.name, f"{r.median:.2f}", f"{r.median / ours.median:.2f}"]
-        for mine, theirs in ((ours.seams, r.seams), (ours.tones, r.tones)):
+        for mine, theirs in (*zip(ours.seams, r.seams, strict=True), (ours.tones, r.tones)):
             over = "" if r is ours else str(paired(contrasts(theirs), contrasts(mine)))
             cells += [str(pooled(theirs)), over]
+        cells.append(str(patches.get(r.method, "")))
         lines.append("| " + " | ".join([*cells, str(len(r.seconds))]) + " |")
-    return "\n".join([*lines, "", *_verdicts(rows, ours, couplings)])
+    return "\n".join([*lines, "", *_verdicts(rows, ours, patches, couplings)])
 
 
-def _verdicts(rows: Sequence[Row], ours: Row, couplings: Interval | None) -> list[str]:
-    found, lines = needed(rows), list[str]()
-    if found is None:
-        lines.append("not settled: no overlap of Panorama that was painted has seams like ours without overlap")
-    else:
-        what = f"time of ours without overlap over Panorama's with {share(found.method.overlap)}, which it needs,"
-        lines.append(verdict(what, paired(ours.seconds, found.seconds), MOST_OF_NEEDED))
+def _verdicts(
+    rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval], couplings: Interval | None
+) -> list[str]:
+    lines = list[str]()
+    criteria: list[tuple[str, Mapping[Method, Interval]]] = [("by edges and tones", {})]
+    if patches:
+        criteria.append(("by patches as well", patches))
+    for words, further in criteria:
+        found = needed(rows, further)
+        if found is None:
+            lines.append(f"not settled: no overlap of Panorama that was painted has seams like ours, {words}")
+        else:
+            what = f"time of ours without overlap over Panorama's with {share(found.method.overlap)}, needed {words},"
+            lines.append(verdict(what, paired(ours.seconds, found.seconds), MOST_OF_NEEDED))
     for r in rows:
         peer = next((p for p in rows if p.method == Method("panorama", r.method.overlap)), None)
         if r.method.kind == "ours" and peer is not None:

@@ -59,7 +59,7 @@ def measure(
         "latent_seam_contrast": latent_contrast(painted),
         "tone_step": _pooled(painted, _tones),
         "wrap_score": _pooled(painted, lambda one: wrap_gradients(one.pictures, one.layout, one.period)),
-        "spectrum": _together([patches.spectrum(one.pictures, one.layout, one.period, where(one)) for one in painted]),
+        "spectrum": together([patches.spectrum(one.pictures, one.layout, one.period, where(one)) for one in painted]),
         "repetition": interval_of_means([patches.repetition(one.pictures, one.layout.tile[1] // 2) for one in painted]),
     }
     if untiled is not None and painted[0].setting.kind != "untiled":
@@ -68,7 +68,7 @@ def measure(
     if all(photographs):
         compared = _compared(painted, photographs)
         for name, key in (("patch_ratio", "ratio"), ("patch_distance", "seam"), ("patch_distance_inside", "inside")):
-            found[name] = _together([each[key] for each in compared])
+            found[name] = together([each[key] for each in compared])
     judged: dict[str, Interval | None] = {name: found.get(name) for name in STRUCTURE}
     if untiled is not None:
         judged = against(painted, untiled, photographs)
@@ -142,9 +142,9 @@ def against(
             interval(log_ratio(*pair(one)) - log_ratio(*pair(other)))
             for one, other in zip(painted, others, strict=True)
         ]
-        found[name] = _together([_exp(part) for part in parts])
+        found[name] = together([_exp(part) for part in parts])
     if all(photographs):
-        found["patch_ratio"] = _together(
+        found["patch_ratio"] = together(
             [
                 patches.patch_ratio_to(one.pictures, other.pictures, one.layout, one.period, truth, where(one))
                 for one, other, truth in zip(painted, others, photographs, strict=True)
@@ -203,7 +203,7 @@ def _disagreement(painted: Sequence[Painted]) -> list[float] | None:
     return np.sqrt(np.mean(np.square(curves), axis=0)).tolist() if curves else None
 
 
-def _together(parts: Sequence[Interval]) -> Interval:
+def together(parts: Sequence[Interval]) -> Interval:
     """The geometric mean of independent ratios, with its interval."""
     return _combined(parts, math.log, math.exp)
 

@@ -104,9 +104,20 @@ def patch_ratio_to(
 
     The jackknife leaves out a picture and its other together. Arguments as there.
     """
-    on, off = _distances(pictures, layout, period, photographs, where)
-    other_on, other_off = _distances(others, layout, period, photographs, where)
-    return jackknife(lambda some: on(some) / off(some) * other_off(some) / other_on(some), len(pictures))
+    return patch_ratio_over((pictures, layout, where), (others, layout, where), period, photographs)
+
+
+def patch_ratio_over(
+    some: tuple[Any, TileLayout, Where],
+    others: tuple[Any, TileLayout, Where],
+    period: int,
+    photographs: Sequence[Any],
+) -> Interval:
+    """The same of pictures that have seams elsewhere than the others: each is (pictures, layout, where)."""
+    (on, off), (other_on, other_off) = (
+        _distances(pictures, layout, period, photographs, where) for pictures, layout, where in (some, others)
+    )
+    return jackknife(lambda one: on(one) / off(one) * other_off(one) / other_on(one), len(some[0]))
 
 
 def _distances(
