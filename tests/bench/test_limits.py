@@ -67,7 +67,9 @@ def test_the_fastest_product_is_the_limit(small, monkeypatch):
 def test_all_of_them_are_the_product(dtype):
     a, b = torch.randn(2, 32, 32).to(dtype).unbind(0)
     exact = a.double() @ b.double()
-    for name, call in limits._calls(a, b).items():
+    offered = {name: call for name, call in limits._calls(a, b).items() if limits._tried(CPU, call) is not None}
+    assert {"a @ b", "F.linear"} <= offered.keys()  # oneDNN's own tensors need AVX-512 for bfloat16
+    for name, call in offered.items():
         found = call()
         found = found.to_dense() if found.is_mkldnn else found
         assert torch.allclose(found.double(), exact, atol=0.3 if dtype == torch.bfloat16 else 1e-4), name
