@@ -154,6 +154,19 @@ def test_patches_of_each_method_lie_on_its_seams():
     assert not end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, ["a photo of a lake"])
 
 
+def test_what_borders_of_the_picture_look_like_is_no_matter():
+    rng = np.random.default_rng(0)
+    clean = {(0, seed): rng.random((3, 256, 256)) * 0.1 for seed in range(5)}
+    marked = {key: picture.copy() for key, picture in clean.items()}
+    for picture in marked.values():
+        picture[:, :, :16] *= 5
+        picture[:, :, -16:] *= 5
+    ours, peer = Method("ours", 0), Method("panorama", 4)
+    prompts = ["a photo of a brick wall"]
+    found = [end_to_end_verdicts.patch_ratios({ours: p, peer: p}, prompts)[peer] for p in (clean, marked)]
+    assert found[0] == found[1]
+
+
 def test_pairs_tell_apart_what_pooled_intervals_do_not():
     ours, peer = a_row("ours", 0, 1.0), a_row("panorama", 4, 1.0, 1.1)
     assert end_to_end_verdicts.pooled(ours.seams[1]).high > end_to_end_verdicts.pooled(peer.seams[1]).low

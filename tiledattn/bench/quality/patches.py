@@ -1,8 +1,8 @@
 """Statistics of patches: against photographs, across against along the seams, and against one another.
 
-Pictures are [S, C, H, W], one a seed, with seams across x. Patches *on* a seam are centred on a seam line, patches
-*inside* on its control lines (`tiledattn.metrics`), so both carry the model's own marks of that phase. Intervals are
-Student's on the logarithm, the variance by the jackknife over pictures.
+Pictures are [S, C, H, W], one a seed, with seams across x, which may be periodic. Patches *on* a seam are centred on a
+seam line, patches *inside* on its control lines (`tiledattn.metrics`), so both carry the model's own marks of that
+phase. Intervals are Student's on the logarithm, the variance by the jackknife over pictures.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def jackknife(statistic: Callable[[Any], float], count: int, confidence: float =
 
 
 def windows_at(pictures: Any, lines: Sequence[int], side: int, step: int) -> Floats:
-    """Square windows centred on lines of a periodic x axis, [S, windows, C, side, side]; rows `step` apart."""
+    """Square windows centred on lines of the x axis, round its ends, [S, windows, C, side, side]; rows `step` apart."""
     data = np.asarray(pictures, dtype=np.float64)
     columns = (np.asarray(lines)[:, None] + np.arange(-(side // 2), side - side // 2)) % data.shape[-1]
     rows = np.arange(0, data.shape[-2] - side + 1, step)[:, None] + np.arange(side)
@@ -57,15 +57,18 @@ def windows_at(pictures: Any, lines: Sequence[int], side: int, step: int) -> Flo
 
 
 def lines_of(layout: TileLayout, period: int, where: Where = "owner") -> tuple[list[int], list[int]]:
-    """The seam lines across x, and as many control lines: for each seam line the one nearest to a cell's middle.
+    """The seam lines across x, and as many control lines: for each seam line that nearest to the middle of the cell.
+
+    The cell is the one behind the seam; the last ends where the canvas does, or on a periodic axis at the first seam.
 
     `where` as in `tiledattn.metrics.seam_lines`.
     """
     seams = list(seam_lines(layout, 1, where))
     inside = []
     for place, line in enumerate(seams):
-        following = seams[(place + 1) % len(seams)]
-        middle = line + ((following - line) % layout.size[1] or layout.size[1]) / 2
+        end = layout.size[1] + seams[0] if layout.wrap[1] else layout.size[1]
+        following = seams[place + 1] if place + 1 < len(seams) else end
+        middle = (line + following) / 2 % layout.size[1]
         lines = control_lines(layout, 1, line, period, where)
         inside.append(min(lines, key=lambda one: _apart(one, middle, layout.size[1])))
     return seams, inside
@@ -83,7 +86,7 @@ def patch_distance(
 
     Args:
         pictures: [S, C, H, W] in [0, 1].
-        layout: in pixels; x is periodic.
+        layout: in pixels.
         period: as in `tiledattn.metrics.control_lines`.
         photographs: [C, H, W] each, in [0, 1].
         where: as in `tiledattn.metrics.seam_lines`.
