@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <type_traits>
 
 #include "cpu/counter.h"
@@ -236,7 +235,8 @@ class Blend {
       int count = 0;
       for (; k < covers && count < kTerms; ++k) {
         const Cover& at = call_.covers[2][x.first_cover + k];
-        const Cover& then = call_.covers[2][std::min(next.first_cover + k, next.last_cover - 1)];
+        const int64_t same = next.first_cover + k, last = next.last_cover - 1;
+        const Cover& then = call_.covers[2][same < last ? same : last];
         terms[count++] = {tiles + at.source, weights(2) + at.weight,
                           kStream ? kAhead * call_.row_stride : then.source - at.source};
       }

@@ -13,6 +13,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from tiny_diffusers import make_scheduler, make_text_encoder, make_unet, make_vae, quiet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tiledattn.diffusers.families import unet as unet_family
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -21,6 +23,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["joined", "cut"])
+def joined_and_cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as it comes, and once with no tiles that may stay joined."""
+    if request.param == "cut":
+        monkeypatch.setattr(unet_family, "may_be_joined", lambda layout, widest: False)
 
 
 @pytest.fixture(scope="session")

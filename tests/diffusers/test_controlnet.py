@@ -83,6 +83,7 @@ def pipe(plain: Any) -> Any:
     return with_net(plain, classes(plain)[0], make_net(plain.unet))
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_law_4_with_a_controlnet(pipe: Any, guidance: float) -> None:
     run = {"image": control(128, 128), "guidance_scale": guidance, "height": 128, "width": 128}
@@ -200,6 +201,7 @@ def test_control_is_local(sd: Any, halo: int) -> None:
         assert torch.equal(first[..., rows, columns], second[..., rows, columns]) == (halo == 0)
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize(
     "options",
     [
@@ -218,6 +220,7 @@ def test_strength_of_control(pipe: Any, options: dict[str, Any]) -> None:
         assert error(paint(pipe, **run, **options), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_several_nets(plain: Any) -> None:
     pipe = with_net(plain, classes(plain)[0], [make_net(plain.unet), make_net(plain.unet, 8)])
     run = {"image": [control(), control(seed=4)], "controlnet_conditioning_scale": [1.0, 0.5]}
@@ -228,6 +231,7 @@ def test_several_nets(plain: Any) -> None:
     assert not any(tiling_of(net) for net in pipe.controlnet.nets)
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_a_net_that_pools_its_residuals(sd: Any) -> None:
     pipe = with_net(sd, StableDiffusionControlNetPipeline, make_net(sd.unet, global_pool_conditions=True))
     want = paint(pipe, image=control())
@@ -253,6 +257,7 @@ def test_image_to_image_and_inpainting(plain: Any) -> None:
             assert error(repaint(pipe, **run, **extra), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize(
     ("cls", "extra"),
     [

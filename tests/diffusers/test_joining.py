@@ -163,6 +163,37 @@ def test_padding_goes_round_on_every_level(factor: int) -> None:
         assert F.pad(canvas[..., 1:], (1, 0, 0, 0))[..., 0].abs().max() == 0
 
 
+STOPS_AT_ENDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "bilinear": (lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), "bilinear"),
+    "overlapping pool": (lambda x: F.max_pool2d(x, 3, stride=1, padding=1), "pooling"),
+    "transposed": (nn.ConvTranspose2d(8, 8, 4, 2, 1), "transposed"),
+    "reflection": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "reflect"),
+    "padding by ones": (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "zero padding"),
+    "cropping": (lambda x: F.pad(x, (-1, 1, 0, 0)), "zero padding"),
+}
+
+
+@pytest.mark.parametrize("kind", STOPS_AT_ENDS)
+def test_what_would_stop_at_the_ends_is_refused(kind: str) -> None:
+    function, words = STOPS_AT_ENDS[kind]
+    layout = ta.TileLayout((16, 24), (8, 8), wrap=(False, True))
+    with RoundMode(Frame(layout, joined=True)):
+        with pytest.raises(NotImplementedError, match=words):
+            function(torch.randn(2, 8, 16, 24))
+        F.interpolate(torch.randn(2, 8, 16, 24), scale_factor=2.0, mode="nearest")
+        torch.fft.fftn(torch.randn(2, 8, 16, 24), dim=(-2, -1))
+
+
+def test_what_is_no_level_or_too_small_is_refused() -> None:
+    layout = ta.TileLayout((4, 8), (4, 4), wrap=True)
+    with RoundMode(Frame(layout, joined=True)):
+        with pytest.raises(ValueError, match=r"no level of the canvas \(4, 8\)"):
+            nn.Conv2d(8, 8, 3, padding=1)(torch.randn(2, 8, 5, 5))
+        with pytest.raises(ValueError, match="got 2; it must be at most the level's 1"):
+            nn.Conv2d(8, 8, 5, padding=2)(torch.randn(2, 8, 1, 2))
+        assert nn.Conv2d(8, 8, 1)(torch.randn(2, 8, 5, 5)).shape[2:] == (5, 5)
+
+
 def test_a_wrapped_canvas_is_the_circular_unet() -> None:
     model = make_unet("sd")
     x, t, kwargs = unet_inputs("sd", 16, 24)

@@ -11,7 +11,6 @@ from tiny_diffusers import SMALL, circular, error, make_unet, unet_inputs
 from torch import Tensor
 
 import tiledattn.diffusers as td
-from tiledattn.diffusers.families import unet as unet_family
 
 ROUNDING = 2e-5
 ALL = {"halo": "all", "conv_halo": True, "norm": "canvas", "size_conditioning": "canvas", "unit": "latent"}
@@ -53,14 +52,10 @@ def doubled(value: Any) -> Any:
     return value.double() if value.is_floating_point() else value
 
 
-@pytest.mark.parametrize("joined", [True, False], ids=["joined", "cut"])
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("case", CASES)
-def test_fully_coupled_tiles_are_the_untiled_unet(
-    unet: tuple[str, Any], case: str, joined: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fully_coupled_tiles_are_the_untiled_unet(unet: tuple[str, Any], case: str) -> None:
     """As close to the untiled model as rounding lets it: hardly further from float64 than that model is itself."""
-    if not joined:
-        monkeypatch.setattr(unet_family, "may_be_joined", lambda layout, widest: False)
     kind, model = unet
     options = dict(CASES[case])
     args = unet_inputs(kind, *options.pop("size"))

@@ -31,6 +31,7 @@ def pipe(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_law_4_over_a_whole_run(pipe: Any, guidance: float) -> None:
     want = paint(pipe, 128, 128, steps=3, guidance_scale=guidance)
@@ -202,6 +203,7 @@ def test_inpainting(pipe: Any, channels: int) -> None:
         assert error(repaint(pipe, **kwargs), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_guidance_by_an_embedding(sd: Any) -> None:
     """Distilled models take the guidance scale as `timestep_cond`, one row for each image."""
     sd.unet = make_unet("sd", time_cond_proj_dim=8)
@@ -217,6 +219,7 @@ def lora(unet: Any, name: str = "default", **options: Any) -> None:
     unet.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False, **options), name)
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("dora", [False, True])
 def test_lora(pipe: Any, when: str, dora: bool) -> None:
@@ -238,6 +241,7 @@ def test_lora(pipe: Any, when: str, dora: bool) -> None:
         assert error(paint(pipe), plain) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_fused_projections(pipe: Any, when: str) -> None:
     want = paint(pipe)
@@ -253,6 +257,7 @@ def test_fused_projections(pipe: Any, when: str) -> None:
         assert error(paint(pipe), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_sliced_attention_and_processors_set_later(sd: Any) -> None:
     want = paint(sd)
     with td.enable_tiling(sd, **ALL):
@@ -301,6 +306,7 @@ def ip_adapter(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
     return {"image_proj": projection, "ip_adapter": adapter}
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ip_adapter(pipe: Any, when: str) -> None:
     """Its images are conditioning of the whole canvas, like text."""

@@ -40,6 +40,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_law_4_with_an_adapter(kind: str, request: pytest.FixtureRequest) -> None:
     pipe = with_adapter(request.getfixturevalue(kind), make_adapter(kind))
     want = paint(pipe, image=picture())
@@ -56,6 +57,7 @@ def test_several_adapters(sd: Any) -> None:
         assert error(paint(pipe, **run), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_the_old_argument() -> None:
     """Features passed as ControlNet residuals without a middle one, as pipelines used to."""
     model, (x, t, kwargs) = make_unet("sd"), unet_inputs("sd", 16, 32)
@@ -69,6 +71,7 @@ def test_the_old_argument() -> None:
         assert error(run(), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_one_row_of_features_stands_for_all() -> None:
     model, (x, t, kwargs) = make_unet("sd"), unet_inputs("sd", 16, 32)
     features = make_adapter("sd")(picture())

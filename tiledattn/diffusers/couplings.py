@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..geometry import TileLayout
 from ..ops import blend_tiles, group_norm_tiles, pad_tiles
+from .borders import check_zeros, padding_of, pair, refusal
 from .frame import Frame, split_tiles
-from .padding import padding_of, pair
 
 
 class CouplingMode(TorchFunctionMode):
@@ -60,7 +60,7 @@ class CouplingMode(TorchFunctionMode):
                 return self._conv2d(*args, **kwargs)
             if func is F.pad:
                 return self._pad(*args, **kwargs)
-            reason = _refusal(func, args, kwargs)
+            reason = refusal(func, args, kwargs)
             if reason is not None and self._may_be_tiles(*args, **kwargs):
                 raise NotImplementedError(f"conv_halo: {reason}; use conv_halo=False, or disable_tiling")
         return func(*args, **kwargs)
@@ -89,12 +89,7 @@ class CouplingMode(TorchFunctionMode):
         on_canvas = input.ndim == 4 and any(pad[:4]) and input.shape[0] % self.frame.layout.num_tiles == 0
         if not on_canvas or self.frame.factor(input.shape[2], input.shape[3]) is None:
             return F.pad(input, pad, mode, value)
-        zeros = mode == "constant" and (value is None or value == 0)
-        if len(pad) != 4 or not zeros or min(pad) < 0:
-            raise NotImplementedError(
-                f"conv_halo: F.pad of {tuple(pad)} in mode {mode!r} on a tensor {tuple(input.shape)} can't be coupled; "
-                "only zero padding of height and width can; use conv_halo=False, or disable_tiling"
-            )
+        check_zeros(input, pad, mode, value)
         return self._ring(input, [pad[2], pad[0]], [pad[3], pad[1]], [1, 1])
 
     def _ring(self, input: Tensor, before: list[int], after: list[int], stride: list[int]) -> Tensor:
@@ -163,21 +158,3 @@ class CouplingMode(TorchFunctionMode):
                 f"{layout.tile}; use conv_halo=False and norm='tile', or disable_tiling"
             )
         return layout.scaled(factor)
-
-
-def _refusal(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """Why a function that mixes positions can't be coupled; None for the ones that don't mix."""
-    if func is F.interpolate:
-        mode = kwargs["mode"] if "mode" in kwargs else args[3] if len(args) > 3 else "nearest"
-        return None if mode in ("nearest", "nearest-exact") else f"interpolation in mode {mode!r} mixes positions"
-    if func is F.conv_transpose2d:
-        return "a transposed convolution mixes positions"
-    if func is F.avg_pool2d or func is F.max_pool2d:
-        kernel = kwargs["kernel_size"] if "kernel_size" in kwargs else args[1]
-        stride = kwargs["stride"] if "stride" in kwargs else args[2] if len(args) > 2 else None
-        padding = kwargs["padding"] if "padding" in kwargs else args[3] if len(args) > 3 else 0
-        same = stride is None or stride == () or pair(stride) == pair(kernel)
-        return None if same and not any(pair(padding)) else "a pooling whose windows overlap mixes positions"
-    if func is torch.fft.fftn or func is torch.fft.fft2:
-        return "a Fourier transform (FreeU) mixes all positions: call disable_freeu()"
-    return None

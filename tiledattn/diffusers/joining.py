@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..geometry import TileLayout
+from .borders import check_zeros, padding_of, pair, refusal
 from .frame import Frame
-from .padding import padding_of, pair
 
 MOST_ELEMENTS = 2**31  # of one picture's features: more are too many for convolutions of 32-bit offsets
 
@@ -48,6 +49,10 @@ class RoundMode(TorchFunctionMode):
 
     Args:
         frame: the forward pass, of joined tiles.
+
+    Raises (inside, from the model's calls):
+        NotImplementedError: a function that mixes positions otherwise, and would stop at the canvas's ends.
+        ValueError: a padded convolution of what is no level of the canvas, or one that reaches round more than once.
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -61,12 +66,18 @@ class RoundMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Sends convolutions and paddings to their handlers."""
+        """Sends convolutions and paddings to their handlers, and refuses what mixes positions otherwise."""
         kwargs = {} if kwargs is None else kwargs
-        if not self.frame.paused and func is F.conv2d:
+        if self.frame.paused:
+            return func(*args, **kwargs)
+        if func is F.conv2d:
             return self._conv2d(*args, **kwargs)
-        if not self.frame.paused and func is F.pad:
+        if func is F.pad:
             return self._pad(*args, **kwargs)
+        periodic = func is torch.fft.fftn or func is torch.fft.fft2
+        reason = None if periodic else refusal(func, args, kwargs)
+        if reason is not None and self._is_level(*args, **kwargs):
+            raise NotImplementedError(f"conv_halo: {reason}; use conv_halo=False, or disable_tiling")
         return func(*args, **kwargs)
 
     def _conv2d(
@@ -81,16 +92,25 @@ class RoundMode(TorchFunctionMode):
     ) -> Tensor:
         before, after = padding_of(weight, padding, pair(dilation))
         if any(before) or any(after):
+            if not self._is_level(input):
+                raise ValueError(
+                    f"a padded convolution got a tensor {tuple(input.shape)}, which is no level of the canvas "
+                    f"{self.frame.layout.size}; use conv_halo=False, or disable_tiling"
+                )
             input = self._padded(input, before, after)
-        return F.conv2d(input, weight, bias, stride, 0, dilation, groups)
+            padding = 0
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
     def _pad(self, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-        zeros = mode == "constant" and (value is None or value == 0)
-        if input.ndim != 4 or len(pad) != 4 or not zeros or min(pad) < 0 or not self._is_level(input):
+        if input.ndim != 4 or not any(pad[:4]) or not self._is_level(input):
             return F.pad(input, pad, mode, value)
+        check_zeros(input, pad, mode, value)
         return self._padded(input, [pad[2], pad[0]], [pad[3], pad[1]])
 
-    def _is_level(self, input: Tensor) -> bool:
+    def _is_level(self, input: Tensor, *args: Any, **kwargs: Any) -> bool:
+        """Whether a function's input lies on the canvas, at the resolution of a level."""
+        if input.ndim != 4:
+            return False
         (rows, columns), (height, width) = self.frame.layout.grid, input.shape[2:]
         fits = height % rows == 0 and width % columns == 0
         return fits and self.frame.factor(height // rows, width // columns) is not None
@@ -98,10 +118,10 @@ class RoundMode(TorchFunctionMode):
     def _padded(self, input: Tensor, before: list[int], after: list[int]) -> Tensor:
         """`before` and `after` more rows and columns, from the other end on a periodic axis, else zeros."""
         for axis, (first, last, wrap) in enumerate(zip(before, after, self.frame.layout.wrap, strict=True)):
+            width = (first, last, 0, 0) if axis else (0, 0, first, last)
+            length = input.shape[2 + axis]
+            if wrap and max(first, last) > length:
+                raise ValueError(f"padding: got {max(first, last)}; it must be at most the level's {length} positions")
             if first or last:
-                width = (first, last) if axis else (0, 0, first, last)
-                if wrap:
-                    input = F.pad(input, width if axis == 0 else (*width, 0, 0), mode="circular")
-                else:
-                    input = F.pad(input, width)
+                input = F.pad(input, width, mode="circular") if wrap else F.pad(input, width)
         return input

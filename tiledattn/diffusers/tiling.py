@@ -48,7 +48,8 @@ class Tiling:
         options: the checked arguments, in latents.
         layout: the layout of the last forward, in any thread, in latents; None before the first.
         on_tiles: None, or a function called at every forward of the model with the predictions before they are
-            blended [T, B, C, *tile], the layout, and the denoising step. Companions have their own.
+            blended [T, B, C, *tile], the layout, and the denoising step. It must not change them. Companions have their
+            own.
         companions: the tilings of the pipeline's other models that work on the canvas (a second denoiser,
             ControlNets). A copy has none: `disable_tiling` of a copied pipeline finds them by the models.
     """
