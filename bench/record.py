@@ -15,7 +15,7 @@ from tiledattn.bench.tables import LIMIT_OF
 from tiledattn.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NO_DEVICES = ("quality",)  # folders of other results
+NO_DEVICES = ("quality", "end-to-end")  # folders of other results
 GENERATE = RESULTS.parent.parent / "docs/generate.py"
 
 
