@@ -157,10 +157,13 @@ def test_convolutions_go_round(kind: str) -> None:
 def test_padding_goes_round_on_every_level(factor: int) -> None:
     layout = ta.TileLayout((16, 24), (8, 8), wrap=(True, True))
     canvas = torch.randn(2, 8, *(n // factor for n in layout.size))
+    pads = [(0, 1, 2, 1), (1, 1, 0, 0)]
+    want = [F.pad(canvas, pad, mode="circular") for pad in pads]
     with RoundMode(Frame(layout, joined=True)):
-        assert torch.equal(F.pad(canvas, (0, 1, 2, 1)), F.pad(canvas, (0, 1, 2, 1), mode="circular"))
-        assert torch.equal(F.pad(canvas, (0, 1)), F.pad(canvas, (0, 1), value=0.0))
-        assert F.pad(canvas[..., 1:], (1, 0, 0, 0))[..., 0].abs().max() == 0
+        assert all(torch.equal(F.pad(canvas, pad), right) for pad, right in zip(pads, want, strict=True))
+        with pytest.raises(NotImplementedError, match="zero padding of height and width"):
+            F.pad(canvas, (0, 1))
+        assert F.pad(canvas[..., 1:], (1, 0, 0, 0))[..., 0].abs().max() == 0  # of no level
 
 
 STOPS_AT_ENDS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
