@@ -24,7 +24,7 @@ def padding_of(
         reach = [step * (size - 1) for step, size in zip(dilation, weight.shape[-2:], strict=True)]
         before = [total // 2 for total in reach]
         return before, [total - first for total, first in zip(reach, before, strict=True)]
-    both = [0, 0] if padding == "valid" else pair(padding)  # type: ignore[arg-type]
+    both = [0, 0] if isinstance(padding, str) else pair(padding)  # the other word is "valid"
     return both, both
 
 
