@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import CONVOLUTIONS, wrapping
+from diffusers.models.attention_processor import AttnProcessor2_0
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_diffusers import circular, error, make_unet, unet_inputs
+from tiny_transformers import pixart
 from torch import Tensor, nn
 
 import tiledattn as ta
@@ -121,6 +125,9 @@ def test_whoever_watches_gets_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"halo": 0}, 2 * 6),
         ({"jitter": 1, "wrap": True}, 2 * 6),
         ({"tile": (16, 24)}, 2),
+        ({"overlap": 4, "blend": "attention"}, 2),
+        ({"tile": (8, 16), "blend": "attention"}, 2),
+        ({"tile": (16, 24), "blend": "attention"}, 2),
     ],
     ids=str,
 )
@@ -202,3 +209,128 @@ def test_a_wrapped_canvas_is_the_circular_unet() -> None:
     x, t, kwargs = unet_inputs("sd", 16, 24)
     got = predict(model, "sd", (16, 24), halo="all", wrap=(False, True))
     assert error(got, circular(model, (False, True))(x, t, **kwargs).sample) < ROUNDING
+
+
+class LoopProcessor:
+    """Self-attention of overlapping tiles, tile by tile, outputs averaged by weights; else stock."""
+
+    def __init__(self, layout: ta.TileLayout, halo: int, weights: tuple[Tensor, Tensor]) -> None:
+        self.layout, self.halo, self.weights = layout, halo, weights
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        if encoder_hidden_states is not None:
+            out: Tensor = AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, *rest, **more)
+            return out
+        factor = round((math.prod(self.layout.size) // hidden_states.shape[1]) ** 0.5)
+        layout, halo = self.layout.scaled(factor), -(-self.halo // factor)
+        ys, xs = (torch.arange(n) for n in layout.size)
+        q, k, v = (
+            project(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )  # [B, H, N, D]
+        total, weight = torch.zeros_like(q), torch.zeros(layout.size)
+        for origin in layout.origins:
+            own, seen = [], []
+            for places, first, length, size, wrap in zip(
+                (ys, xs), origin, layout.tile, layout.size, layout.wrap, strict=True
+            ):
+                local = (places - first) % size if wrap else places - first
+                inside = (local >= 0) & (local < length)
+                reach = (local >= -halo) & (local < length + halo)
+                if wrap:
+                    reach |= local - size >= -halo
+                own.append(inside), seen.append(reach)
+            queries = (own[0][:, None] & own[1]).flatten().nonzero()[:, 0]
+            keys = (seen[0][:, None] & seen[1]).flatten().nonzero()[:, 0]
+            part = F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], scale=attn.scale)
+            shares = []
+            for axis, window in enumerate(self.weights):
+                level = window.unflatten(0, (-1, factor)).mean(1)
+                local = torch.arange(layout.size[axis]) - origin[axis]
+                local = local % layout.size[axis] if layout.wrap[axis] else local
+                shares.append(level[local[own[axis]]])
+            here = (shares[0][:, None] * shares[1]).flatten()  # in the order of positions, as queries are
+            total[:, :, queries] += part * here[:, None]
+            weight.view(-1)[queries] += here
+        out = (total / weight.flatten()[:, None]).transpose(1, 2).flatten(2)
+        return attn.to_out[0](out)
+
+
+@pytest.mark.parametrize("wrap", [(False, False), (False, True)])
+@pytest.mark.parametrize(("overlap", "halo"), [(4, 4), (0, 4), (4, 1)])
+def test_overlapping_tiles_blend_behind_attention(wrap: tuple[bool, bool], overlap: int, halo: int) -> None:
+    """By loops over tiles; without overlap the last tile of a row shares its positions with the one before."""
+    size = (16, 28)
+    model, weights = make_unet("sd"), (torch.rand(8) + 0.1, torch.rand(8) + 0.1)
+    options = {"overlap": overlap, "halo": halo, "wrap": wrap, "blend": "attention", "window": weights}
+    got = predict(model, "sd", size, **options)
+    loops = copy.deepcopy(model)
+    loops.set_attn_processor(LoopProcessor(ta.TileLayout(size, 8, overlap, wrap), halo, weights))
+    x, t, kwargs = unet_inputs("sd", *size)
+    with torch.no_grad():
+        want = circular(loops, wrap)(x, t, **kwargs).sample if any(wrap) else loops(x, t, **kwargs).sample
+    assert error(got, want) < ROUNDING
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("window", ["uniform", "hann", "linear", "gaussian"])
+def test_overlapping_tiles_that_see_everything_are_the_untiled_unet(kind: str, window: str) -> None:
+    model = make_unet(kind)
+    x, t, kwargs = unet_inputs(kind, 16, 28)
+    with torch.no_grad():
+        want = model(x, t, **kwargs).sample
+    options = {"halo": "all", "overlap": 4, "blend": "attention", "window": window, "size_conditioning": "canvas"}
+    assert error(predict(model, kind, (16, 28), **options), want) < ROUNDING
+
+
+def test_watchers_get_tiles_that_agree_where_they_overlap() -> None:
+    model, seen = make_unet("sd"), list[tuple[Tensor, ta.TileLayout]]()
+    out = predict(model, "sd", (16, 24), on_tiles=lambda *a: seen.append(a[:2]), overlap=4, blend="attention")
+    tiles, layout = seen[0]
+    assert torch.equal(tiles, ta.extract_tiles(out, layout))
+
+
+def test_fused_projections_autocast_and_gradients_of_overlapping_tiles() -> None:
+    model = make_unet("sd")
+    plain = predict(model, "sd", (16, 24), overlap=4, blend="attention")
+    x, t, kwargs = unet_inputs("sd", 16, 24)
+    x.requires_grad_()
+    with td.enable_tiling(model, 8, 4, 4, unit="latent", blend="attention"):
+        model(x, t, **kwargs).sample.square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().min() > 0
+    model.fuse_qkv_projections()
+    assert error(predict(model, "sd", (16, 24), overlap=4, blend="attention"), plain) < ROUNDING
+    with torch.autocast("cpu", torch.bfloat16):
+        assert error(predict(model, "sd", (16, 24), overlap=4, blend="attention"), plain) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"blend": "end"}, ValueError, "blend: got 'end'; known are prediction, attention"),
+        ({"blend": None}, TypeError, "blend: got None"),
+        ({"halo": 0}, ValueError, "halo is .0, 0., conv_halo True, norm 'canvas'"),
+        ({"conv_halo": False}, ValueError, "conv_halo False"),
+        ({"norm": "neighbours"}, ValueError, "norm 'neighbours'"),
+        ({"jitter": 1}, ValueError, "but jitter makes tiles differ"),
+        ({"refresh": [0]}, ValueError, "but refresh makes tiles differ"),
+        ({"size_conditioning": "crop"}, ValueError, "but size_conditioning makes tiles differ"),
+    ],
+    ids=str,
+)
+def test_what_blending_behind_attention_needs(options: dict[str, Any], kind: type[Exception], words: str) -> None:
+    model = make_unet("sdxl")
+    with pytest.raises(kind, match=words):
+        td.enable_tiling(model, **{"tile": 8, "unit": "latent", "halo": 4, "blend": "attention", **options})
+    assert not hasattr(model, "_diffusers_hook")
+
+
+def test_transformers_and_what_must_be_cut_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="only the attention of UNets can be tiled alone"):
+        td.enable_tiling(pixart.build()(), tile=8, unit="latent", blend="attention")
+    with pytest.raises(NotImplementedError, match=r"ip_adapter_masks, nor for a canvas .*\(16, 24\) latents"):
+        cut(monkeypatch, lambda: predict(make_unet("sd"), "sd", (16, 24), blend="attention"))

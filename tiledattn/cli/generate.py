@@ -80,6 +80,9 @@ def generate(
     norm: Annotated[str, typer.Option(help="Statistics of group norms: tile, neighbours or canvas.")] = "canvas",
     conv_halo: Annotated[bool, typer.Option(help="Convolutions read their neighbours' positions.")] = True,
     window: Annotated[str, typer.Option(help="Blend weights: uniform, hann, linear or gaussian.")] = "hann",
+    blend: Annotated[
+        str, typer.Option(help="Where tiles are blended: prediction, or of UNets behind every attention.")
+    ] = "prediction",
     wrap: Annotated[str, typer.Option(help="Periodic axes: none, x, y or xy.")] = "none",
     halo_schedule: Annotated[str, typer.Option(help="The halo's weight: constant or quadratic.")] = "constant",
     region: Annotated[
@@ -145,6 +148,7 @@ def generate(
         "norm": norm,
         "conv_halo": conv_halo,
         "window": window,
+        "blend": blend,
         "halo_schedule": halo_schedule,
         "positions": positions,
         "timestep_shift": timestep_shift,

@@ -38,6 +38,7 @@ def enable_tiling(
     regions: Sequence[Region] | None = None,
     jitter: int | None = None,
     refresh: Refreshed | None = None,
+    blend: str = "prediction",
 ) -> Tiling:
     """Makes a pipeline paint any size tile by tile, the tiles of one canvas influencing one another at every step.
 
@@ -95,6 +96,10 @@ def enable_tiling(
             to paint, or indices of tiles. Only the tiles that it touches run, with the neighbours that they see; the
             prediction elsewhere is 0. For inpainting pipelines that put the rest back at every step, and for loops of
             one's own.
+        blend: where tiles that overlap are blended. "prediction": behind the model, once a step. "attention": of a
+            UNet whose tiles are coupled in everything, behind every self-attention, which alone goes by tiles; all
+            other layers run on the canvas and compute positions that tiles share once, so that an overlap costs a part
+            of the attention only. Not with regions, jitter, refresh, masks of adapters or size_conditioning "crop".
 
     Returns:
         The handle. `with enable_tiling(pipe, ...):` disables at the end.
@@ -133,6 +138,7 @@ def enable_tiling(
         "regions": regions,
         "jitter": jitter,
         "refresh": refresh,
+        "blend": blend,
     }
     checked = [_options(model, pipe, arguments) for model in models]
     options = checked[0]
@@ -167,6 +173,7 @@ def _options(model: Any, pipe: Any | None, arguments: dict[str, Any]) -> Options
         halo_part=family.halo_part,
         no_canvas_positions=family.no_canvas_positions,
         no_regions=_no_regions(family, pipe),
+        no_joining=family.no_joining,
     )
     options = make_options(facts, **arguments)
     if options.refresh is not None and pipe is not None:

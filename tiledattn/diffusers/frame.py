@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class Frame:
         backend: backend of the operations.
         norm_backend: backend of group norms.
         joined: whether the model runs on the canvas, [B, ...], and attention alone goes by tiles.
+        window: weights by which joined tiles that overlap are blended after attention.
         paused: True while an operation of the package runs, so that couplings leave its own calls alone.
         tokens: the layout in tokens of a transformer; None for UNets, whose levels differ.
         rotary: how a transformer's rotary positions turn; None: they don't, or are the canvas's already.
@@ -57,6 +59,7 @@ class Frame:
     backend: str = "auto"
     norm_backend: str = "auto"
     joined: bool = False
+    window: str | tuple[Tensor, ...] = "hann"
     paused: bool = False
     tokens: TileLayout | None = None
     rotary: Rotary | None = None
@@ -78,24 +81,27 @@ class Frame:
             self.weight = torch.tensor(self.halo_weight, dtype=torch.float64)
 
     def factor(self, height: int, width: int) -> int | None:
-        """How many times coarser than the layout tiles of `height` x `width` are; None when they fit no level."""
-        tile_height, tile_width = self.layout.tile
-        factor = tile_height // height if height else 0
-        fits = factor >= 1 and (height * factor, width * factor) == (tile_height, tile_width)
+        """How many times coarser than the layout features of `height` x `width` are; None when they fit no level.
+
+        Features are a tile's; of joined tiles the canvas's.
+        """
+        full_height, full_width = self._extent
+        factor = full_height // height if height else 0
+        fits = factor >= 1 and (height * factor, width * factor) == (full_height, full_width)
         return factor if fits and self._divides(factor) else None
 
     def token_factor(self, tokens: int) -> int | None:
-        """How many times coarser than the layout tiles of `tokens` tokens are; None when they fit no level."""
-        positions = self.layout.tile_positions
+        """The same for features of `tokens` tokens."""
+        positions = math.prod(self._extent)
         if tokens < 1 or positions % tokens:
             return None
         factor = round((positions // tokens) ** 0.5)
         return factor if factor * factor * tokens == positions and self._divides(factor) else None
 
-    def canvas_factor(self, tokens: int) -> int | None:
-        """The same for a canvas of `tokens` tokens, whose tiles share none."""
-        tiles = self.layout.num_tiles
-        return None if tokens % tiles else self.token_factor(tokens // tiles)
+    @property
+    def _extent(self) -> tuple[int, ...]:
+        """What the model's features cover: a tile, or the canvas of joined tiles."""
+        return self.layout.size if self.joined else self.layout.tile
 
     def level_halo(self, factor: int) -> tuple[int, ...] | Literal["all"]:
         """The halo at the level that is `factor` times coarser, rounded up."""

@@ -1,7 +1,9 @@
-"""Tiles that share no position may stay joined: the model runs on the canvas, and its attention alone goes by tiles.
+"""Tiles that are coupled in everything may stay joined: the model runs on the canvas, attention alone goes by tiles.
 
 With convolution rings and norms of the canvas, everything but attention computes the same on the canvas as on its
-tiles, to rounding, and without copying a ring or a border. So nothing is cut but the tokens of self-attention.
+tiles, to rounding, and without copying a ring or a border. So nothing is cut but the tokens of self-attention. Tiles
+that overlap agree until they first attend; what they attend to differs, so their outputs are blended right there, and
+everything else goes on computing each position once.
 """
 
 from __future__ import annotations
@@ -16,32 +18,58 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..geometry import TileLayout
+from ..ops import blend_tiles, extract_tiles
 from .borders import check_zeros, padding_of, pair, refusal
 from .frame import Frame
+from .view import resampled
 
 MOST_ELEMENTS = 2**31  # of one picture's features: more are too many for convolutions of 32-bit offsets
 
 
 def may_be_joined(layout: TileLayout, widest: int) -> bool:
-    """Whether several tiles cover the canvas once, and `widest` channels of it are few enough for one picture."""
-    evenly = all(size % tile == 0 for size, tile in zip(layout.size, layout.tile, strict=True))
-    alone = not any(layout.overlap) and evenly
-    return alone and layout.num_tiles > 1 and math.prod(layout.size) * widest < MOST_ELEMENTS
+    """Whether there are several tiles, and `widest` channels of their canvas are few enough for one picture."""
+    return layout.num_tiles > 1 and math.prod(layout.size) * widest < MOST_ELEMENTS
 
 
-def split_tokens(tokens: Tensor, layout: TileLayout) -> Tensor:
+def covers_once(layout: TileLayout) -> bool:
+    """Whether no two tiles share a position."""
+    return layout.num_tiles * layout.tile_positions == math.prod(layout.size)
+
+
+def split_tokens(tokens: Tensor, layout: TileLayout, backend: str = "auto") -> Tensor:
     """[B, H*W, C] of a canvas -> [T*B, h*w, C], the tile index slow."""
     (rows, columns), (height, width) = layout.grid, layout.tile
+    if not covers_once(layout):
+        canvas = tokens.reshape(tokens.shape[0], 1, *layout.size, tokens.shape[2])
+        tiles = extract_tiles(canvas, _with_channels(layout, tokens.shape[2]), backend=backend)
+        return tiles.reshape(-1, height * width, tokens.shape[2])
     grid = tokens.reshape(tokens.shape[0], rows, height, columns, width, tokens.shape[2])
     return grid.permute(1, 3, 0, 2, 4, 5).reshape(-1, height * width, tokens.shape[2])
 
 
-def join_tokens(tiles: Tensor, layout: TileLayout) -> Tensor:
-    """The inverse of `split_tokens`."""
+def join_tokens(
+    tiles: Tensor, layout: TileLayout, window: str | tuple[Tensor, ...] = "hann", backend: str = "auto"
+) -> Tensor:
+    """The inverse of `split_tokens`; tokens that tiles share are blended.
+
+    A window of tensors is a tile's at any resolution: its weights are averaged, or repeated.
+    """
     (rows, columns), (height, width) = layout.grid, layout.tile
+    if not covers_once(layout):
+        channels = tiles.shape[2]
+        if not isinstance(window, str):
+            weights = (resampled(weights, length) for weights, length in zip(window, layout.tile, strict=True))
+            window = (*weights, torch.ones(channels, device=tiles.device))
+        grid = tiles.reshape(layout.num_tiles, -1, 1, height, width, channels)
+        return blend_tiles(grid, _with_channels(layout, channels), window, backend=backend).flatten(2, 3).squeeze(1)
     grid = tiles.reshape(rows, columns, -1, height, width, tiles.shape[2])
     batch = grid.shape[2]
     return grid.permute(2, 0, 3, 1, 4, 5).reshape(batch, -1, tiles.shape[2])
+
+
+def _with_channels(layout: TileLayout, channels: int) -> TileLayout:
+    """The layout of a canvas [H, W, C]: every tile has all channels, which lie next to one another in memory."""
+    return TileLayout((*layout.size, channels), (*layout.tile, channels), (*layout.overlap, 0), (*layout.wrap, False))
 
 
 class RoundMode(TorchFunctionMode):
@@ -109,11 +137,7 @@ class RoundMode(TorchFunctionMode):
 
     def _is_level(self, input: Tensor, *args: Any, **kwargs: Any) -> bool:
         """Whether a function's input lies on the canvas, at the resolution of a level."""
-        if input.ndim != 4:
-            return False
-        (rows, columns), (height, width) = self.frame.layout.grid, input.shape[2:]
-        fits = height % rows == 0 and width % columns == 0
-        return fits and self.frame.factor(height // rows, width // columns) is not None
+        return input.ndim == 4 and self.frame.factor(*input.shape[2:]) is not None
 
     def _padded(self, input: Tensor, before: list[int], after: list[int]) -> Tensor:
         """`before` and `after` more rows and columns, from the other end on a periodic axis, else zeros."""

@@ -21,6 +21,7 @@ SIZE_CONDITIONINGS = ("tile", "crop", "canvas")
 UNITS = ("pixel", "latent")
 POSITIONS = ("tile", "canvas")
 TIMESTEP_SHIFTS = ("tile", "canvas")
+BLENDS = ("prediction", "attention")
 
 Schedule = str | Callable[[int, int], float]
 
@@ -39,6 +40,7 @@ class Model:
     halo_part: int
     no_canvas_positions: str | None
     no_regions: str | None
+    no_joining: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class Options:
     overlap: tuple[int, ...]
     halo: tuple[int, ...] | Literal["all"]
     window: str | tuple[Tensor, ...]
+    blend: str
     wrap: tuple[bool, ...]
     conv_halo: bool
     norm: str
@@ -89,6 +92,11 @@ class Options:
         """Whether convolutions or norms cross borders."""
         return self.conv_halo or self.norm != "tile"
 
+    @property
+    def crosses_everywhere(self) -> bool:
+        """Whether attention, convolutions and norms all cross borders."""
+        return self.has_halo and self.conv_halo and self.norm == "canvas"
+
     def layout_for(self, *size: int) -> TileLayout:
         """The layout of a canvas of `size` positions; a tile larger than the canvas becomes the canvas.
 
@@ -121,6 +129,7 @@ def make_options(
     overlap: Extent,
     halo: Extent | str | None,
     window: str | Sequence[Tensor],
+    blend: str,
     wrap: bool | Sequence[bool],
     conv_halo: bool,
     norm: str,
@@ -169,11 +178,12 @@ def make_options(
     boxes = read_regions(regions)
     if boxes and model.no_regions is not None:
         raise NotImplementedError(f"regions: {model.no_regions}")
-    return Options(
+    options = Options(
         tile=tiles,
         overlap=overlaps,
         halo=reach,
         window=_window(window, tiles, axes),
+        blend=blend,
         wrap=wraps,
         conv_halo=conv_halo,
         norm=norm,
@@ -190,6 +200,8 @@ def make_options(
         axes=axes,
         pixels_per_axis=model.pixels,
     )
+    _check_blend(options, model)
+    return options
 
 
 def _axes(unit: str, model: Model) -> tuple[AxisUnit, ...]:
@@ -270,6 +282,31 @@ def _check_places(positions: str, jitter: int | None, refresh: Refresh | None) -
                 raise ValueError(f"{name}: can't be had with positions=\"canvas\", which counts from the grid's corner")
     if jitter is not None and refresh is not None and refresh.mask is None:
         raise ValueError("refresh: tile indices mean other places at every step with jitter; pass a mask instead")
+
+
+def _check_blend(options: Options, model: Model) -> None:
+    """Raises for what cuts a model into tiles where only its attention is to be cut."""
+    _one_of("blend", options.blend, BLENDS)
+    if options.blend == "prediction":
+        return
+    if model.no_joining is not None:
+        raise ValueError(f'blend: got "attention"; {model.no_joining}; use "prediction"')
+    if not options.crosses_everywhere:
+        raise ValueError(
+            'blend: got "attention", which needs everything coupled: halo above 0, conv_halo=True and norm="canvas"; '
+            f"halo is {options.halo!r}, conv_halo {options.conv_halo}, norm {options.norm!r}"
+        )
+    for name, given in (
+        ("regions", bool(options.regions)),
+        ("jitter", options.jitter is not None),
+        ("refresh", options.refresh is not None),
+        ("size_conditioning", options.size_conditioning == "crop"),
+    ):
+        if given:
+            raise ValueError(
+                f'blend: "attention" computes positions that tiles share once, but {name} makes tiles differ there; '
+                'use "prediction", or leave that out'
+            )
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:

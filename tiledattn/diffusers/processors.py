@@ -18,7 +18,7 @@ from torch import Tensor
 from ..geometry import TileLayout
 from ..ops import cross_tile_attention
 from .frame import Frame
-from .joining import join_tokens, split_tokens
+from .joining import covers_once, join_tokens, split_tokens
 
 
 class HasFrame(Protocol):
@@ -102,32 +102,45 @@ class CrossTileAttnProcessor:
         """Projections and attention: [T*B, N, C] -> [T*B, N, H*D], or [B, H*W, C] -> [B, H*W, H*D]."""
         rows, tokens, _ = hidden_states.shape
         tiles = frame.layout.num_tiles
-        factor = frame.canvas_factor(tokens) if frame.joined else frame.token_factor(tokens)
+        factor = frame.token_factor(tokens)
         if factor is None or (not frame.joined and rows % tiles):
             raise ValueError(
                 f"self-attention got {rows} sequences of {tokens} tokens, which are no level of {tiles} tiles of "
                 f"{frame.layout.tile} latents; something merges or drops tokens (ToMe?): turn it off, or use halo=0"
             )
-        layout = frame.layout.scaled(factor)
+        layout, halo = frame.layout.scaled(factor), frame.level_halo(factor)
         if not frame.joined:
-            return self._attend_tiles(attn, hidden_states, layout, frame.level_halo(factor), frame)
-        halo = frame.level_halo(factor) if frame.halo_weight > 0 else (0, 0)
-        return join_tokens(self._attend_tiles(attn, split_tokens(hidden_states, layout), layout, halo, frame), layout)
+            return self._attend_tiles(attn, *self._project(attn, hidden_states), layout, halo, frame)
+        halo = halo if frame.halo_weight > 0 else (0, 0)
+        if covers_once(layout):  # one copy before the projections is less than three behind them
+            query, key, value = self._project(attn, split_tokens(hidden_states, layout))
+            return join_tokens(self._attend_tiles(attn, query, key, value, layout, halo, frame), layout)
+        projected = self._project(attn, hidden_states)
+        with frame.pause():
+            query, key, value = (split_tokens(x, layout, frame.backend) for x in projected)
+            out = self._attend_tiles(attn, query, key, value, layout, halo, frame)
+            return join_tokens(out, layout, frame.window, frame.backend)
 
-    def _attend_tiles(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        layout: TileLayout,
-        halo: tuple[int, ...] | Literal["all"],
-        frame: Frame,
-    ) -> Tensor:
-        """[T*B, N, C] -> [T*B, N, H*D]."""
-        (rows, tokens, _), tiles = hidden_states.shape, layout.num_tiles
+    def _project(self, attn: Attention, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [rows, N, H*D] of [rows, N, C]."""
         if isinstance(self.original, FusedAttnProcessor2_0):
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        return query, key, value
+
+    def _attend_tiles(
+        self,
+        attn: Attention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: TileLayout,
+        halo: tuple[int, ...] | Literal["all"],
+        frame: Frame,
+    ) -> Tensor:
+        """Projections [T*B, N, H*D] -> [T*B, N, H*D]."""
+        (rows, tokens, _), tiles = query.shape, layout.num_tiles
         heads = (tiles, rows // tiles, tokens, attn.heads, key.shape[-1] // attn.heads)  # [T, B, N, H, D]
         query, key, value = query.view(heads), key.view(heads), value.view(heads)
         if attn.norm_q is not None:

@@ -21,7 +21,7 @@ from .frame import CurrentFrame, Frame, split_tiles
 from .grouping import GroupedLayers
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .jitter import jittered
-from .joining import RoundMode
+from .joining import RoundMode, covers_once
 from .options import Options
 from .placing import PlacedPositions
 from .prompts import RegionPrompts
@@ -102,7 +102,7 @@ class Tiling:
         return (
             f"Tiling({'enabled' if self.enabled else 'disabled'}, {self._family.name}, in latents: tile={o.tile}, "
             f"overlap={o.overlap}, halo={o.halo!r}, wrap={o.wrap}, conv_halo={o.conv_halo}, norm={o.norm!r}, "
-            f"backend={o.backend!r})"
+            f"backend={o.backend!r}, blend={o.blend!r})"
         )
 
     @property
@@ -244,7 +244,7 @@ class Tiling:
         frame = self._frame(model, context, weight)
         joined = self._joined_call(call, context, model)
         if joined is not None:
-            frame.joined, call = True, joined
+            frame.joined, frame.window, call = True, options.window_for(layout, canvas.device), joined
         else:
             tile_call = family.tile_call(call, view.tiles(family.canvas, canvas), context, model)
             if self._prompts is not None:
@@ -274,11 +274,18 @@ class Tiling:
 
     def _joined_call(self, call: dict[str, Any], context: CallContext, model: nn.Module) -> dict[str, Any] | None:
         """The call on the canvas itself, where coupled tiles may stay joined; else None."""
-        options = self.options
-        coupled = options.has_halo and options.conv_halo and options.norm == "canvas"
-        if not coupled or self._prompts is not None or context.view.place is not None:
+        options, layout = self.options, context.layout
+        asked = options.blend == "attention"
+        possible = options.crosses_everywhere and self._prompts is None and context.view.place is None
+        if not possible or not (asked or covers_once(layout)):
             return None
-        return self._family.joined_call(call, context, model)
+        joined = self._family.joined_call(call, context, model)
+        if joined is None and asked and layout.num_tiles > 1:
+            raise NotImplementedError(
+                'blend: "attention" can\'t be had with ip_adapter_masks, nor for a canvas whose features have 2^31 '
+                f'elements or more ({layout.size} latents); use "prediction"'
+            )
+        return joined
 
     def _view(self, layout: TileLayout, step: int) -> CanvasView:
         """The canvas, cut by a layout: shifted, or a part of it, where the options say so."""

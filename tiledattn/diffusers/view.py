@@ -85,7 +85,7 @@ class CanvasView:
         """
         layout = self._scaled("tiles", tuple(tiles.shape[2:]), self.layout.tile)
         if not isinstance(window, str):
-            window = tuple(_resampled(weights, length) for weights, length in zip(window, layout.tile, strict=True))
+            window = tuple(resampled(weights, length) for weights, length in zip(window, layout.tile, strict=True))
         return self._put(blend_tiles(split_tiles(tiles, layout), layout, window, backend=self.backend))
 
     def level(self, name: str, size: tuple[int, ...]) -> TileLayout:
@@ -161,7 +161,7 @@ def _between_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     return torch.cat([x.new_zeros(shapes[0]), x, x.new_zeros(shapes[1])], axis) if before or after else x
 
 
-def _resampled(weights: Tensor, length: int) -> Tensor:
+def resampled(weights: Tensor, length: int) -> Tensor:
     """Weights of a tile at another resolution; of ones for a length that is no multiple or fraction of it."""
     if len(weights) % length == 0:
         return torch.unflatten(weights, 0, (length, -1)).mean(1)

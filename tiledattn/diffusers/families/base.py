@@ -202,6 +202,8 @@ class Family(ABC):
     """Numbers of tokens behind which `shift` is another line."""
     has_couplings: bool = False
     """Whether the model has padded convolutions or group norms over canvas positions."""
+    no_joining: str | None = "only the attention of UNets can be tiled alone"
+    """Why the model can't run on the canvas with its attention alone in tiles, in one sentence; None where it can."""
 
     def matches(self, model: Any) -> bool:
         """Whether the model is of the family."""
@@ -315,8 +317,8 @@ class Family(ABC):
     def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | None:
         """The call for tiles that stay joined, on the canvas itself; None where tiles must be told apart.
 
-        For models of which everything but self-attention computes the same on the canvas as on coupled tiles that
-        share no position, and whose attention processors know joined tiles.
+        For models of which everything but self-attention computes the same on the canvas as on coupled tiles, and
+        whose attention processors know joined tiles.
         """
         return None
 

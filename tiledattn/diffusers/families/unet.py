@@ -63,6 +63,7 @@ class UNetFamily(Family):
     canvas = "sample"
     step_from_scheduler = False
     has_couplings = True
+    no_joining = None
     halo_part = 8
     positions = "none"
     no_canvas_positions = "a UNet's tokens have no positions"
