@@ -44,6 +44,20 @@ def test_both_have_times():
     assert [row["kind"] for row in rows.values()] == ["ours", "bound"]
 
 
+def test_blended_behind_attention():
+    case = end_to_end.EndToEnd(
+        "picture", "small", {"cpu": ("float32",)}, steps=1, ours=8, panorama=(), blend="attention"
+    )
+    (row,) = runner.run(case, "float32", CPU, 0.0)["rows"]
+    assert row["way"] == "coupled, 50% overlap, blended behind attention"
+    assert 0 < row["error"] <= row["allowed"] < 1e-3
+    noise = torch.randn(1, 4, 32, 16, generator=torch.Generator().manual_seed(3))
+    behind, at_the_end = (
+        end_to_end.our_painter(4, CPU, torch.float32, 8, blend=b)(noise) for b in ("attention", "prediction")
+    )
+    assert 1e-4 < (behind - at_the_end).abs().mean() < 0.1
+
+
 def test_a_broken_law_has_no_time(monkeypatch):
     monkeypatch.setattr(end_to_end, "law_verdict", lambda *_: Verdict(1.0, 0.1))
     rows = rows_of()

@@ -47,6 +47,7 @@ class Denoiser:
         tile: the native size, in positions of the canvas.
         batch: rows of the canvas: 2 with guidance.
         law: the arguments of `enable_tiling` with which the tiled model equals the untiled one; None: no law says so.
+        joins: whether its tiles may stay joined, so that its attention alone goes by tiles.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Denoiser:
     tile: tuple[int, ...]
     batch: int
     law: dict[str, Any] | None = field(default=None, hash=False)
+    joins: bool = False
 
     def canvas(self, grid: tuple[int, int]) -> tuple[int, ...]:
         """The size of a canvas of rows x columns native tiles."""
@@ -160,6 +162,7 @@ UNET = Denoiser(
     (16, 16),
     2,
     _EVERYTHING,
+    joins=True,
 )
 DIT = Denoiser(
     "shipped DiT",
@@ -178,6 +181,7 @@ SDXL_UNET = Denoiser(
     (128, 128),
     2,
     {**_EVERYTHING, "size_conditioning": "canvas"},
+    joins=True,
 )
 FLUX_DIT = Denoiser(
     "Flux.1, random weights",

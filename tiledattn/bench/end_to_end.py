@@ -42,6 +42,8 @@ GUIDANCE, PROMPT = 1.5, "a photo of a brick wall"
 DEFAULT_OVERLAP = 14  # of 16: the 7/8 of views of 64 latents every 8
 VIEW_BATCHES = (4, 8, 16, 32)
 
+BEHIND_ATTENTION = ", blended behind attention"
+
 GATE_STEPS = 2  # of the study's pictures
 
 
@@ -86,12 +88,14 @@ class EndToEnd(Case):
     Attributes:
         steps: of denoising.
         ours: overlap of ours, in latents.
+        blend: where ours blends it.
         panorama: overlaps of the Panorama pipeline, in latents.
     """
 
     steps: int = field(kw_only=True)
     ours: int = field(kw_only=True)
     panorama: tuple[int, ...] = field(kw_only=True)
+    blend: str = field(default="prediction", kw_only=True)
 
     def amount(self, dtype: torch.dtype) -> float:
         """0: ways differ in the work that they need."""
@@ -105,13 +109,14 @@ class EndToEnd(Case):
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
         """Ours coupled as by default, Panorama with its best `view_batch_size`."""
 
-        def prepare(ours: bool, overlap: int, inputs: Inputs) -> Call:
-            paint = (our_painter if ours else panorama)(self.steps, device, dtype, overlap)
+        def prepare(make: Callable[..., Painter], inputs: Inputs) -> Call:
+            paint = make(self.steps, device, dtype)
             return lambda: paint(inputs[0])
 
+        ours = partial(our_painter, overlap=self.ours, blend=self.blend)
         return [
-            Way(_ours(self.ours), "ours", partial(prepare, True, self.ours)),
-            *(Way(_peer(o), "bound", partial(prepare, False, o)) for o in self.panorama),
+            Way(_ours(self.ours, self.blend), "ours", partial(prepare, ours)),
+            *(Way(_peer(o), "bound", partial(prepare, partial(panorama, overlap=o))) for o in self.panorama),
         ]
 
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
@@ -122,7 +127,7 @@ class EndToEnd(Case):
 
         def reference(way: Way, precision: torch.dtype) -> Tensor:
             if way.kind == "ours":
-                painter = our_painter(self.steps, device, precision, self.ours)
+                painter = our_painter(self.steps, device, precision, self.ours, blend=self.blend)
             else:
                 painter = panorama(self.steps, device, precision, overlaps[way.name], view_batch=VIEW_BATCHES[0])
             with ta.use_backend("torch"):
@@ -152,8 +157,8 @@ def judged(painter: Painter, plain: Painter, exact: Painter, noise: Tensor) -> V
         return finite_budget(found, plain(noise, GATE_STEPS), exact(noise, GATE_STEPS))
 
 
-def _ours(overlap: int) -> str:
-    return f"coupled, {share(overlap)}"
+def _ours(overlap: int, blend: str) -> str:
+    return f"coupled, {share(overlap)}{BEHIND_ATTENTION if blend == 'attention' else ''}"
 
 
 def _peer(overlap: int) -> str:
@@ -269,8 +274,11 @@ _PICTURE = "picture of the shipped UNet"
 
 CASES: list[Case] = [
     EndToEnd(_PICTURE, "256x256 px, 4 steps", _DTYPES, steps=4, ours=0, panorama=(0, 4, 8, 12)),
-    EndToEnd(_PICTURE, "256x256 px, 4 steps, 25% overlap", _DTYPES, steps=4, ours=4, panorama=(4,)),
-    EndToEnd(_PICTURE, "256x256 px, 4 steps, 50% overlap", _DTYPES, steps=4, ours=8, panorama=(8,)),
+    *(
+        EndToEnd(_PICTURE, f"256x256 px, 4 steps, {share(o)}{words}", _DTYPES, steps=4, ours=o, panorama=(o,), blend=b)
+        for o in (4, 8)
+        for b, words in (("prediction", ""), ("attention", BEHIND_ATTENTION))
+    ),
     EndToEnd(
         _PICTURE, "256x256 px, 2 steps, Panorama's default", _DTYPES, steps=2, ours=0, panorama=(DEFAULT_OVERLAP,)
     ),

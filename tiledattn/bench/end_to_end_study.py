@@ -16,8 +16,9 @@ patches as well (10%). Its default overlap,
 14 of 16, has a border every 2 latents, hence no lines to compare the seams with, and is not painted.
 
 The gate: every method first paints its first noise in 2 steps, which must be what the same method paints in float64
-(ours on the PyTorch backend), within the budget of `ways`. This also warms it up. Ours at larger overlaps is painted
-with fewer seeds, for its time alone; the step with and without couplings is timed last.
+(ours on the PyTorch backend), within the budget of `ways`. This also warms it up. Ours at larger overlaps, blended as
+predictions, is painted with fewer seeds, for its time alone; blended behind attention with all of them. The step with
+and without couplings is timed last.
 
 A verdict is "reached" where the whole interval is at most the target, "missed" where it lies above, else "not settled".
 """
@@ -62,7 +63,7 @@ def study(
     Args:
         painters: what paints a prompt in a precision, by method.
         prompts: what to paint; each has noise of its own.
-        seeds: pictures per prompt; methods of ours with overlap stop after `TIME_SEEDS`.
+        seeds: pictures per prompt; methods of ours that blend predictions stop after `TIME_SEEDS`.
         tell: is given a line of progress.
 
     Returns:
@@ -90,7 +91,7 @@ def study(
             noise = _noise(number * seeds + seed)
             first = seed % len(methods)
             for method in methods[first:] + methods[:first]:
-                if seed >= TIME_SEEDS and method.kind == "ours" and method.overlap:
+                if seed >= TIME_SEEDS and (method.kind, method.blend) == ("ours", "prediction") and method.overlap:
                     continue
                 began = time.perf_counter()
                 picture = ready[method](noise).cpu()
@@ -134,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="of denoising")
     parser.add_argument("--panorama", type=int, nargs="*", default=[0, 4, 8], help="its overlaps, of 16 latents")
     parser.add_argument("--ours", type=int, nargs="*", default=[4, 8], help="overlaps of ours besides none")
+    parser.add_argument(
+        "--attention", type=int, nargs="*", default=[4, 8], help="overlaps of ours that are blended behind attention"
+    )
     parser.add_argument("--view-batch", type=int, help="of Panorama; default: the fastest")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU")
@@ -171,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _painters(options: argparse.Namespace) -> dict[Method, Callable[[str, torch.dtype], Painter]]:
     where = torch.device(options.device)
 
-    def ours(overlap: int) -> Callable[[str, torch.dtype], Painter]:
-        return lambda prompt, dtype: our_painter(options.steps, where, dtype, overlap, prompt)
+    def ours(overlap: int, blend: str = "prediction") -> Callable[[str, torch.dtype], Painter]:
+        return lambda prompt, dtype: our_painter(options.steps, where, dtype, overlap, prompt, blend=blend)
 
     def peer(overlap: int) -> Callable[[str, torch.dtype], Painter]:
         def make(prompt: str, dtype: torch.dtype) -> Painter:
@@ -183,6 +187,7 @@ def _painters(options: argparse.Namespace) -> dict[Method, Callable[[str, torch.
         return make
 
     found = {Method("ours", o): ours(o) for o in sorted({0, *options.ours})}
+    found |= {Method("ours", o, "attention"): ours(o, "attention") for o in options.attention}
     return found | {Method("panorama", o): peer(o) for o in options.panorama}
 
 

@@ -16,7 +16,7 @@ from tiledattn.metrics import Interval, ratio_interval, seam_gradients, tone_dif
 from tiledattn.metrics.intervals import student_t
 from tiledattn.metrics.lines import Where
 
-from .end_to_end import GRID, LATENTS, PIXELS, share
+from .end_to_end import BEHIND_ATTENTION, GRID, LATENTS, PIXELS, share
 from .quality.measures import together
 from .quality.patches import patch_ratio_over
 from .quality.photographs import at_training_scale, material_of
@@ -33,15 +33,17 @@ Pair = tuple[float, float]  # what is divided by what
 
 @dataclass(frozen=True)
 class Method:
-    """A way of painting, "ours" or "panorama", with its overlap in latents."""
+    """A way of painting, "ours" or "panorama", with its overlap in latents and where ours blends it."""
 
     kind: str
     overlap: int
+    blend: str = "prediction"
 
     @property
     def name(self) -> str:
         """As the table shows it."""
-        return f"{'coupled' if self.kind == 'ours' else 'Panorama pipeline'}, {share(self.overlap)}"
+        where = BEHIND_ATTENTION if self.blend == "attention" else ""
+        return f"{'coupled' if self.kind == 'ours' else 'Panorama pipeline'}, {share(self.overlap)}{where}"
 
     @property
     def layout(self) -> ta.TileLayout:
@@ -97,7 +99,8 @@ class Row:
             }
             for key, tone in self.tones.items()
         ]
-        return {"kind": self.method.kind, "overlap": self.method.overlap, "pictures": pictures}
+        method = self.method
+        return {"kind": method.kind, "overlap": method.overlap, "blend": method.blend, "pictures": pictures}
 
 
 def row(method: Method, pictures: dict[Key, Any], seconds: dict[Key, float]) -> Row:
@@ -240,7 +243,8 @@ def _verdicts(
     for r in rows:
         peer = next((p for p in rows if p.method == Method("panorama", r.method.overlap)), None)
         if r.method.kind == "ours" and peer is not None:
-            what = f"time of ours over Panorama's, both with {share(r.method.overlap)},"
+            where = BEHIND_ATTENTION if r.method.blend == "attention" else ""
+            what = f"time of ours over Panorama's, both with {share(r.method.overlap)}{where},"
             lines.append(verdict(what, paired(r.seconds, peer.seconds), 1.0))
     if couplings is not None:
         # What the couplings are of a coupled step.

@@ -59,7 +59,7 @@ class StepCase(AnyCase):
         return (random((self.denoiser.batch, self.denoiser.channels, *size), device, dtype, seed),)
 
     def ways(self, device: torch.device, dtype: torch.dtype) -> list[Way]:
-        """Ours; less work (no coupling); more of it (overlap by MultiDiffusion's rule, the whole canvas at once).
+        """Ours; less work (no coupling); more of it (overlap, by MultiDiffusion's rule or coupled; the whole canvas).
 
         MultiDiffusion's tiles run in one batch through `enable_tiling`, which cuts and blends them faster than the
         loops of pipelines do: `end_to_end` compares with such a pipeline.
@@ -76,6 +76,16 @@ class StepCase(AnyCase):
             ("MultiDiffusion, 25% overlap", "bound", {**MULTIDIFFUSION, "overlap": overlap[4]}),
             ("MultiDiffusion, 50% overlap", "bound", {**MULTIDIFFUSION, "overlap": overlap[2]}),
         ]
+        if self.denoiser.joins:
+            found += [
+                (
+                    f"coupled, {100 // share}% overlap, blended {where}",
+                    "bound",
+                    {"overlap": overlap[share], "blend": blend},
+                )
+                for share in overlap
+                for blend, where in (("prediction", "as predictions"), ("attention", "behind attention"))
+            ]
         return [*found, (UNTILED, "bound", None)] if self.untiled else found
 
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:

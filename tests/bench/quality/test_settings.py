@@ -52,8 +52,9 @@ def test_a_sweep_is_every_combination():
 
 
 def test_a_glob_keeps_tiles_alone():
-    found = chosen(standard(64, True), "ours-8*, rings")
-    assert [one.key for one in found] == ["alone", "rings", "ours-8", "ours-8-overlap-8-hann", "ours-8-quadratic"]
+    found = [one.key for one in chosen(standard(64, True), "ours-8*, rings")]
+    behind = [f"ours-8-overlap-{overlap}-hann-behind-attention" for overlap in (8, 16, 32)]
+    assert found == ["alone", "rings", "ours-8", "ours-8-overlap-8-hann", *behind, "ours-8-quadratic"]
     with pytest.raises(ValueError, match="known are untiled"):
         chosen(standard(64, True), "theirs")
 

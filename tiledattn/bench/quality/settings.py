@@ -31,6 +31,7 @@ class Setting:
         norm: scope of group norms.
         window: blend weights; unused without overlap.
         schedule: the halo's weight over the run.
+        blend: where tiles that overlap are blended, "prediction" or "attention".
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Setting:
     norm: str = "tile"
     window: str = "hann"
     schedule: str = "constant"
+    blend: str = "prediction"
 
     @property
     def key(self) -> str:
@@ -53,6 +55,8 @@ class Setting:
             parts.append(str(self.halo))
         if self.overlap:
             parts.append(f"overlap-{self.overlap}-{self.window}")
+        if self.blend != "prediction":
+            parts.append(f"behind-{self.blend}")
         if self.schedule != "constant":
             parts.append(self.schedule)
         return "-".join(parts)
@@ -77,7 +81,8 @@ class Setting:
         return f"coupled, {reach}"
 
     def _blend(self) -> str:
-        return f", overlap {self.overlap} px ({self.window})" if self.overlap else ""
+        where = " behind attention" if self.blend == "attention" else ""
+        return f", overlap {self.overlap} px ({self.window}{where})" if self.overlap else ""
 
     def options(self, native: tuple[int, int], canvas: tuple[int, int]) -> dict[str, Any]:
         """Arguments of `enable_tiling` for tiles of `native` (height, width) on a canvas, in pixels."""
@@ -91,6 +96,7 @@ class Setting:
             "norm": self.norm,
             "window": self.window,
             "halo_schedule": self.schedule,
+            "blend": self.blend,
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -148,6 +154,7 @@ def standard(tile: int, convolutional: bool) -> list[Setting]:
         _ours(quarter),
         _ours("all"),
         _ours(eighth, overlap=eighth),
+        *(_ours(eighth, overlap=overlap, blend="attention") for overlap in (eighth, quarter, half)),
         _ours(eighth, schedule="quadratic"),
     ]
 
@@ -207,8 +214,10 @@ def chosen(settings: Iterable[Setting], glob: str | None) -> list[Setting]:
     return [one for one in known if one.key in hits or one.kind == "alone"]
 
 
-def _ours(halo: Halo, overlap: int = 0, window: str = "hann", schedule: str = "constant") -> Setting:
-    return Setting("ours", overlap, halo, True, "canvas", window, schedule)
+def _ours(
+    halo: Halo, overlap: int = 0, window: str = "hann", schedule: str = "constant", blend: str = "prediction"
+) -> Setting:
+    return Setting("ours", overlap, halo, True, "canvas", window, schedule, blend)
 
 
 def _known(option: str, given: Sequence[str], known: Sequence[str]) -> Sequence[str]:
