@@ -93,6 +93,13 @@ def test_law_4_with_a_controlnet(pipe: Any, guidance: float) -> None:
         assert error(paint(pipe, **run), want) < ROUNDING
 
 
+def test_law_4_with_overlap_blended_behind_attention(pipe: Any) -> None:
+    run = {"image": control(128, 160), "height": 128, "width": 160}
+    want = paint(pipe, **run)
+    with td.enable_tiling(pipe, **ALL, overlap=16, blend="attention"):
+        assert error(paint(pipe, **run), want) < ROUNDING
+
+
 def test_one_controlnet_for_two_images(sd: Any) -> None:
     net = make_net(sd.unet)
     forward, pipe = set(vars(net)), with_net(sd, StableDiffusionControlNetPipeline, [net, net])

@@ -176,10 +176,11 @@ def test_gradients_flow_through_the_tiles() -> None:
     assert error(got.grad, want.grad) < 1e-4
 
 
-def test_whole_call_compiles_in_one_graph() -> None:
+@pytest.mark.parametrize("options", [{}, {"overlap": 4, "blend": "attention"}], ids=str)
+def test_whole_call_compiles_in_one_graph(options: dict[str, Any]) -> None:
     model = make_unet("sd", **SMALL)
     x, t, kwargs = unet_inputs("sd", 8, 16, batch=1)
     want = model(x, t, **kwargs).sample
-    with torch.no_grad(), td.enable_tiling(model, tile=8, **ALL):
+    with torch.no_grad(), td.enable_tiling(model, tile=8, **ALL, **options):
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert error(compiled(x, t, **kwargs).sample, want) < ROUNDING
