@@ -70,26 +70,4 @@ void weigh_and_slope(const GradientBlock& block) {
   for (int64_t row = 0; row < block.rows; row += kGroup) slope_rows<Products, V, multiply_weights>(block, row);
 }
 
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-
-/// Calls body(Count<vectors>) with the number of vectors that hold `lanes`.
-template <class Body>
-inline void with_vectors(int64_t lanes, const Body& body) {
-  switch ((lanes + kWidth - 1) / kWidth) {
-    case 1:
-      return body(Count<1>{});
-    case 2:
-      return body(Count<2>{});
-#if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
-    case 3:
-      return body(Count<3>{});
-    default:
-      return body(Count<4>{});
-#endif
-  }
-}
-
 }  // namespace tiledattn::TILEDATTN_ISA

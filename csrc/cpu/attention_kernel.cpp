@@ -61,22 +61,6 @@ void attend_chunk(const Work& work, QueryBlock block, int64_t rows, const int64_
   }
 }
 
-template <class Products>
-void attend_chunk(const Work& work, const QueryBlock& block, int64_t rows, const int64_t* offsets, int64_t vectors) {
-  switch (vectors) {
-    case 1:
-      return attend_chunk<Products, 1>(work, block, rows, offsets);
-    case 2:
-      return attend_chunk<Products, 2>(work, block, rows, offsets);
-#if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
-    case 3:
-      return attend_chunk<Products, 3>(work, block, rows, offsets);
-    default:
-      return attend_chunk<Products, 4>(work, block, rows, offsets);
-#endif
-  }
-}
-
 /// Writes a block's rows and, where wanted, their lse.
 template <class Products>
 void finish(const Work& work, const QueryBlock& block, int64_t first, int64_t rows, int64_t lanes) {
@@ -115,12 +99,13 @@ void run(const AttentionCall& call, const AttentionItem& item, const AttentionMe
   for (int64_t done = 0; done < item.columns; done += work.count) {
     pack_chunk<Products>(work, columns);
     for (int64_t first = 0; first < item.rows; first += kRows) {
-      const int64_t rows = smaller(kRows, item.rows - first), vectors = (rows + kWidth - 1) / kWidth;
-      const QueryBlock block = block_at(work, first, vectors * kWidth, done == 0);
+      const int64_t rows = smaller(kRows, item.rows - first), lanes = round_up(rows, kWidth);
+      const QueryBlock block = block_at(work, first, lanes, done == 0);
       int64_t offsets[kRows];
       row_offsets(call, item, call.q.stride, first, rows, offsets);
-      attend_chunk<Products>(work, block, rows, offsets, vectors);
-      if (done + work.count == item.columns) finish<Products>(work, block, first, rows, vectors * kWidth);
+      with_vectors(lanes,
+                   [&](auto vectors) { attend_chunk<Products, decltype(vectors)::value>(work, block, rows, offsets); });
+      if (done + work.count == item.columns) finish<Products>(work, block, first, rows, lanes);
     }
   }
 }

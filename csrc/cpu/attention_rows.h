@@ -9,10 +9,27 @@ namespace tiledattn::TILEDATTN_ISA {
 
 #if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
 constexpr int kVectors = 4;
+#elif defined(TILEDATTN_ISA_AVX2)
+constexpr int kVectors = 3;
 #else
 constexpr int kVectors = 2;
 #endif
 constexpr int64_t kRows = kVectors * kWidth;
+
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
+/// Calls body(Count<vectors>) with the number of vectors that hold `lanes`, at most kVectors.
+template <class Body>
+inline void with_vectors(int64_t lanes, const Body& body) {
+  const int64_t vectors = (lanes + kWidth - 1) / kWidth;
+  if (vectors <= 1) return body(Count<1>{});
+  if (kVectors == 2 || vectors == 2) return body(Count<2>{});
+  if constexpr (kVectors == 3) return body(Count<3>{});
+  if constexpr (kVectors == 4) return vectors == 3 ? body(Count<3>{}) : body(Count<4>{});
+}
 
 constexpr float kLog2E = 1.44269504088896341f;
 

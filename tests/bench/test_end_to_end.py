@@ -141,6 +141,11 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
         in text
     )
     assert "Panorama's with 75% overlap, needed by patches as well, 0.11" in text
+    few = end_to_end_verdicts.table([ours, peers[-1]], {})
+    assert "not settled: Panorama needs more than no overlap for seams like ours, by edges and tones; time" in few
+    many = end_to_end_verdicts.table([ours, peers[-1], a_row("panorama", 4, 4.0, 1.2)], {})
+    assert "reached: Panorama needs more than 25% overlap for seams like ours, by edges and tones" in many
+    assert "not settled: no Panorama was painted" in end_to_end_verdicts.table([ours], {})
     assert "reached: time of ours over Panorama's, both with no overlap, 0.83" in text
     assert "reached: couplings' part of a step without overlap 0.05 (0.04 to 0.06), at most 0.1" in text
 

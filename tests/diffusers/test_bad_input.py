@@ -249,7 +249,10 @@ def test_freeu_is_refused_where_tiles_are_cut(sd: Any) -> None:
     sd.enable_freeu(0.9, 0.2, 1.2, 1.4)
     for block in sd.unet.up_blocks:
         block.resolution_idx = 0
-    with td.enable_tiling(sd, overlap=16), pytest.raises(NotImplementedError, match="disable_freeu"):
+    with (
+        td.enable_tiling(sd, overlap=16, blend="prediction"),
+        pytest.raises(NotImplementedError, match="disable_freeu"),
+    ):
         paint(sd)
     want = paint(sd)
     with td.enable_tiling(sd, halo="all"):

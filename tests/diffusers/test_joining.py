@@ -117,8 +117,10 @@ def test_whoever_watches_gets_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, 2),
         ({"wrap": True}, 2),
-        ({"overlap": 4}, 2 * 15),
-        ({"tile": (8, 16)}, 2 * 4),  # the last tile of a row overlaps
+        ({"overlap": 4}, 2),
+        ({"overlap": 4, "blend": "prediction"}, 2 * 15),
+        ({"tile": (8, 16)}, 2),  # the last tile of a row overlaps
+        ({"tile": (8, 16), "blend": "prediction"}, 2 * 4),
         ({"norm": "neighbours"}, 2 * 6),
         ({"norm": "tile"}, 2 * 6),
         ({"conv_halo": False}, 2 * 6),
@@ -311,7 +313,7 @@ def test_fused_projections_autocast_and_gradients_of_overlapping_tiles() -> None
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"blend": "end"}, ValueError, "blend: got 'end'; known are prediction, attention"),
+        ({"blend": "end"}, ValueError, "blend: got 'end'; known are auto, prediction, attention"),
         ({"blend": None}, TypeError, "blend: got None"),
         ({"halo": 0}, ValueError, "halo is .0, 0., conv_halo True, norm 'canvas'"),
         ({"conv_halo": False}, ValueError, "conv_halo False"),

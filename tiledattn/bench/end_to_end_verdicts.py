@@ -226,6 +226,22 @@ def table(rows: Sequence[Row], patches: Mapping[Method, Interval], couplings: In
     return "\n".join([*lines, "", *_verdicts(rows, ours, patches, couplings)])
 
 
+def _more_needed(rows: Sequence[Row], ours: Row, words: str) -> str:
+    """The line where no overlap that was painted is enough: with more, Panorama takes longer than with the largest."""
+    peers = [r for r in rows if r.method.kind == "panorama"]
+    if not peers:
+        return f"not settled: no Panorama was painted to have seams like ours, {words}"
+    largest = max(peers, key=lambda r: r.method.overlap)
+    bound = paired(ours.seconds, largest.seconds)
+    what = (
+        f"Panorama needs more than {share(largest.method.overlap)} for seams like ours, {words}; time of ours without "
+        f"overlap over Panorama's with that"
+    )
+    if bound.high <= MOST_OF_NEEDED:
+        return verdict(what, bound, MOST_OF_NEEDED)
+    return f"not settled: {what} {bound}, where at most {MOST_OF_NEEDED:g} of the time that it needs is asked"
+
+
 def _verdicts(
     rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval], couplings: Interval | None
 ) -> list[str]:
@@ -236,7 +252,7 @@ def _verdicts(
     for words, further in criteria:
         found = needed(rows, further)
         if found is None:
-            lines.append(f"not settled: no overlap of Panorama that was painted has seams like ours, {words}")
+            lines.append(_more_needed(rows, ours, words))
         else:
             what = f"time of ours without overlap over Panorama's with {share(found.method.overlap)}, needed {words},"
             lines.append(verdict(what, paired(ours.seconds, found.seconds), MOST_OF_NEEDED))

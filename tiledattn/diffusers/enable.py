@@ -38,16 +38,15 @@ def enable_tiling(
     regions: Sequence[Region] | None = None,
     jitter: int | None = None,
     refresh: Refreshed | None = None,
-    blend: str = "prediction",
+    blend: str = "auto",
 ) -> Tiling:
     """Makes a pipeline paint any size tile by tile, the tiles of one canvas influencing one another at every step.
 
     The denoiser gets the whole canvas, cuts it into tiles, predicts for all of them in one batch, and blends the
-    predictions; a UNet whose tiles share no position and are coupled in everything cuts its self-attention alone,
-    which gives the same. The pipeline stays as it is; call it with the `height` and `width` you want. Pipelines that
-    share the model are tiled too. Enabling again replaces the tiling in force, and an inner `with` leaves none
-    behind. With halo "all" and the other couplings as by default (for SDXL also size_conditioning "canvas") the
-    result is the untiled model's, to rounding.
+    predictions; a UNet whose tiles are coupled in everything cuts its self-attention alone (`blend`). The pipeline
+    stays as it is; call it with the `height` and `width` you want. Pipelines that share the model are tiled too.
+    Enabling again replaces the tiling in force, and an inner `with` leaves none behind. With halo "all" and the other
+    couplings as by default (for SDXL also size_conditioning "canvas") the result is the untiled model's, to rounding.
 
     A pipeline that paints at the trained size nearest in shape and resizes (`use_resolution_binning` of PixArt, Sana)
     paints the size that was asked for while it is tiled; for another pipeline that shares the model pass False there.
@@ -100,6 +99,7 @@ def enable_tiling(
             UNet whose tiles are coupled in everything, behind every self-attention, which alone goes by tiles; all
             other layers run on the canvas and compute positions that tiles share once, so that an overlap costs a part
             of the attention only. Not with regions, jitter, refresh, masks of adapters or size_conditioning "crop".
+            "auto": behind attention where that can be had, else as predictions.
 
     Returns:
         The handle. `with enable_tiling(pipe, ...):` disables at the end.

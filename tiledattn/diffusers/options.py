@@ -21,7 +21,7 @@ SIZE_CONDITIONINGS = ("tile", "crop", "canvas")
 UNITS = ("pixel", "latent")
 POSITIONS = ("tile", "canvas")
 TIMESTEP_SHIFTS = ("tile", "canvas")
-BLENDS = ("prediction", "attention")
+BLENDS = ("auto", "prediction", "attention")
 
 Schedule = str | Callable[[int, int], float]
 
@@ -287,7 +287,7 @@ def _check_places(positions: str, jitter: int | None, refresh: Refresh | None) -
 def _check_blend(options: Options, model: Model) -> None:
     """Raises for what cuts a model into tiles where only its attention is to be cut."""
     _one_of("blend", options.blend, BLENDS)
-    if options.blend == "prediction":
+    if options.blend != "attention":
         return
     if model.no_joining is not None:
         raise ValueError(f'blend: got "attention"; {model.no_joining}; use "prediction"')

@@ -274,16 +274,15 @@ class Tiling:
 
     def _joined_call(self, call: dict[str, Any], context: CallContext, model: nn.Module) -> dict[str, Any] | None:
         """The call on the canvas itself, where coupled tiles may stay joined; else None."""
-        options, layout = self.options, context.layout
-        asked = options.blend == "attention"
+        options = self.options
         possible = options.crosses_everywhere and self._prompts is None and context.view.place is None
-        if not possible or not (asked or covers_once(layout)):
+        if not possible or (options.blend == "prediction" and not covers_once(context.layout)):
             return None
         joined = self._family.joined_call(call, context, model)
-        if joined is None and asked and layout.num_tiles > 1:
+        if joined is None and options.blend == "attention" and context.layout.num_tiles > 1:
             raise NotImplementedError(
                 'blend: "attention" can\'t be had with ip_adapter_masks, nor for a canvas whose features have 2^31 '
-                f'elements or more ({layout.size} latents); use "prediction"'
+                f'elements or more ({context.size} latents); use "prediction"'
             )
         return joined
 
