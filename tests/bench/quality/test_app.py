@@ -177,7 +177,7 @@ def test_a_dry_run_lists_methods_and_paints_none(tiny_model, monkeypatch, capsys
     monkeypatch.setattr(running, "paint", None)
     assert main(["--model", str(tiny_model), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "20 methods" in out
+    assert "23 methods" in out
     assert "whole-canvas attention alone" in out
 
 
