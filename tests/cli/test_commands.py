@@ -282,7 +282,7 @@ def test_without_typer_one_sentence_names_the_extra(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "blocked", "extra"),
     [
-        (["doctor"], "rich", "cli"),
+        (["plot", "--size", "64x64", "--tile", "32"], "rich", "cli"),
         (["plot", "--size", "64x64", "--tile", "32"], "matplotlib", "cli"),
         (["generate", "-p", "a"], "diffusers", "diffusers"),
         (["demo"], "transformers", "diffusers"),
@@ -346,7 +346,7 @@ def test_doctor_lists_a_gpu_and_what_is_taken_there(monkeypatch):
     import torch
 
     from tiledattn import dispatch
-    from tiledattn.cli.doctor import examine
+    from tiledattn.cli.examining import examine
 
     facts = type("Facts", (), {"name": "A GPU", "major": 9, "minor": 0, "total_memory": 80 * 2**30})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -1,5 +1,8 @@
 """What `tiledattn doctor` says of backends and of the native library."""
 
+import json
+import sys
+
 import pytest
 
 pytest.importorskip("typer")
@@ -8,7 +11,7 @@ pytest.importorskip("rich")
 from tiledattn import dispatch
 from tiledattn.backends import native_library
 from tiledattn.backends.cuda_attention import SM90_VARIABLE
-from tiledattn.cli import doctor, main
+from tiledattn.cli import examining, main
 
 BUILT = {
     "reason": None,
@@ -53,11 +56,11 @@ BUILT = {
     ids=["all", "no CUDA", "not used", "not built"],
 )
 def test_the_native_library(facts, expected):
-    assert dict(doctor._native(facts)) == expected
+    assert dict(examining._native(facts)) == expected
 
 
 def test_every_backend_and_what_it_was_checked_on(capsys):
-    report = doctor.examine()
+    report = examining.examine()
     assert list(report["checked_on"]) == list(report["backends"])
     assert main(["doctor"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -72,7 +75,7 @@ def test_every_backend_and_what_it_was_checked_on(capsys):
 )
 def test_variables_that_change_something_are_shown(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
-    assert doctor.examine()["environment"][name] == value
+    assert examining.examine()["environment"][name] == value
     assert main(["doctor"]) == 0
     assert f"{name} is {value}" in capsys.readouterr().out
 
@@ -89,7 +92,7 @@ def test_variables_that_change_something_are_shown(monkeypatch, capsys, name, va
 )
 def test_a_backend_that_the_environment_asks_for_in_vain(asked, reasons, expected):
     line = f"TILEDATTN_BACKEND {expected}calls that say auto will raise"
-    assert doctor._problems(asked, reasons) == ([line] if expected else [])
+    assert examining._problems(asked, reasons) == ([line] if expected else [])
 
 
 def test_a_backend_that_cannot_run_is_a_line_and_exit_code_1(monkeypatch, capsys):
@@ -102,3 +105,20 @@ def test_a_backend_that_cannot_run_is_a_line_and_exit_code_1(monkeypatch, capsys
     assert main(["doctor", "--json"]) == 1
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "torch")
     assert main(["doctor"]) == 0
+
+
+@pytest.mark.parametrize("missing", ["rich", "typer"])
+def test_without_the_packages_of_the_command_line_it_is_plain_text(missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"tiledattn {report['tiledattn']}  Python ")
+    assert {title for title, _ in examining.sections(report)} <= set(lines)
+    assert [line for line in lines if line.startswith("reference") and line.endswith("runs here")]
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "nothing")
+    assert main(["doctor"]) == 1
+    assert "is nothing, which isn't known" in capsys.readouterr().out.splitlines()[-1]
+    assert main(["doctor", "--help"]) == 1
+    assert f"needs {missing}" in capsys.readouterr().err

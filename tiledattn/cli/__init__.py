@@ -1,5 +1,7 @@
 """The command line: `tiledattn demo | generate | plot | bench | doctor`, also `python -m tiledattn`.
 
+`doctor` works without the packages of the extra `cli`, the others say that they need them.
+
 Exit codes: 0 done, 1 an error (one line on stderr; `--debug` shows where), 2 bad usage, 130 stopped by Ctrl-C.
 """
 
@@ -49,6 +51,10 @@ def _run(arguments: list[str]) -> int:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
+        if arguments in (["doctor"], ["doctor", "--json"]):
+            from .examining import plain_doctor
+
+            return plain_doctor(as_json="--json" in arguments)
         print(
             f"tiledattn: the command line needs {error.name}, which is not installed: pip install 'tiledattn[cli]'",
             file=sys.stderr,
