@@ -142,9 +142,22 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
     )
     assert "Panorama's with 75% overlap, needed by patches as well, 0.11" in text
     few = end_to_end_verdicts.table([ours, peers[-1]], {})
-    assert "not settled: Panorama needs more than no overlap for seams like ours, by edges and tones; time" in few
-    many = end_to_end_verdicts.table([ours, peers[-1], a_row("panorama", 4, 4.0, 1.2)], {})
-    assert "reached: Panorama needs more than 25% overlap for seams like ours, by edges and tones" in many
+    assert (
+        "not settled: no overlap of Panorama that was painted has seams like ours, by edges and tones (no overlap: "
+        in few
+    )
+    assert "seam contrast, x 2.0" in few
+    assert "seam contrast, y" not in few.partition("(no overlap: ")[2].partition(")")[0]
+    one = [
+        Row(
+            r.method,
+            *({(0, 0): v[0, 0]} if isinstance(v, dict) else v for v in (r.seconds,)),
+            tuple({(0, 0): s[0, 0]} for s in r.seams),
+            {(0, 0): r.tones[0, 0]},
+        )
+        for r in (ours, peers[2])
+    ]
+    assert "not settled: too few pictures to tell Panorama's seams from ours" in end_to_end_verdicts.table(one, {})
     assert "not settled: no Panorama was painted" in end_to_end_verdicts.table([ours], {})
     assert "reached: time of ours over Panorama's, both with no overlap, 0.83" in text
     assert "reached: couplings' part of a step without overlap 0.05 (0.04 to 0.06), at most 0.1" in text

@@ -123,6 +123,7 @@ def test_the_controlnet_needs_each_coupling(taken: dict[str, Any]) -> None:
     assert error(got[-1], want[-1]) > 100 * ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize(
     "options",
     [{}, {"overlap": 4}, {"overlap": 4, "window": (torch.linspace(0.1, 1, 16), torch.ones(16))}, {"tile": (8, 16)}],

@@ -22,7 +22,7 @@ import tiledattn as ta
 import tiledattn.diffusers as td
 from tiledattn.diffusers.families import unet as unet_family
 from tiledattn.diffusers.frame import Frame
-from tiledattn.diffusers.joining import RoundMode, join_tokens, may_be_joined, split_tokens
+from tiledattn.diffusers.joining import RoundMode, join_tokens, log_blending, may_be_joined, split_tokens
 
 ROUNDING = 2e-5
 
@@ -140,11 +140,24 @@ def test_which_tiles_stay_joined(options: dict[str, Any], rows: int) -> None:
     assert seen == [rows]
 
 
-def test_crops_differ_from_tile_to_tile() -> None:
-    model, seen = make_unet("sdxl"), list[int]()
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_crops_differ_from_tile_to_tile(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a model is told of them."""
+    model, seen = make_unet(kind), list[int]()
     model.conv_in.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    predict(model, "sdxl", (16, 24), size_conditioning="crop")
-    assert seen == [12]
+    log_blending.cache_clear()
+    with caplog.at_level("INFO", "tiledattn"):
+        for _ in range(2):
+            predict(model, kind, (16, 24), size_conditioning="crop", overlap=4)
+    lines = [record.getMessage() for record in caplog.records if "blended as predictions" in record.getMessage()]
+    if kind == "sd":
+        assert (seen, lines) == ([2, 2], [])
+        return
+    assert seen == [30, 30]
+    assert len(lines) == 1
+    assert lines[0].startswith("UNet2DConditionModel: tiles that overlap")
+    with pytest.raises(NotImplementedError, match=r"size_conditioning=.crop. tells every tile another place; use"):
+        predict(model, kind, (16, 24), size_conditioning="crop", blend="attention")
 
 
 def test_very_large_canvases_are_cut() -> None:
@@ -216,8 +229,10 @@ def test_a_wrapped_canvas_is_the_circular_unet() -> None:
 class LoopProcessor:
     """Self-attention of overlapping tiles, tile by tile, outputs averaged by weights; else stock."""
 
-    def __init__(self, layout: ta.TileLayout, halo: int, weights: tuple[Tensor, Tensor]) -> None:
-        self.layout, self.halo, self.weights = layout, halo, weights
+    def __init__(
+        self, layout: ta.TileLayout, halo: int, weights: tuple[Tensor, Tensor], halo_weight: float = 1.0
+    ) -> None:
+        self.layout, self.halo, self.weights, self.halo_weight = layout, halo, weights, halo_weight
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *rest: Any, **more: Any
@@ -246,7 +261,11 @@ class LoopProcessor:
                 own.append(inside), seen.append(reach)
             queries = (own[0][:, None] & own[1]).flatten().nonzero()[:, 0]
             keys = (seen[0][:, None] & seen[1]).flatten().nonzero()[:, 0]
-            part = F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], scale=attn.scale)
+            bias = torch.where((own[0][:, None] & own[1]).flatten()[keys], 0.0, math.log(self.halo_weight))
+            bias = bias.expand(len(queries), -1)
+            part = F.scaled_dot_product_attention(
+                q[:, :, queries], k[:, :, keys], v[:, :, keys], bias, scale=attn.scale
+            )
             shares = []
             for axis, window in enumerate(self.weights):
                 level = window.unflatten(0, (-1, factor)).mean(1)
@@ -274,6 +293,50 @@ def test_overlapping_tiles_blend_behind_attention(wrap: tuple[bool, bool], overl
     with torch.no_grad():
         want = circular(loops, wrap)(x, t, **kwargs).sample if any(wrap) else loops(x, t, **kwargs).sample
     assert error(got, want) < ROUNDING
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_a_halo_that_weighs_less(backend: str) -> None:
+    size, model, weights = (16, 28), make_unet("sd"), (torch.rand(8) + 0.1, torch.rand(8) + 0.1)
+    options = {"overlap": 4, "window": weights, "halo_schedule": lambda i, n: 0.25, "num_steps": 4, "backend": backend}
+    loops = copy.deepcopy(model)
+    loops.set_attn_processor(LoopProcessor(ta.TileLayout(size, 8, 4), 4, weights, 0.25))
+    x, t, kwargs = unet_inputs("sd", *size)
+    with torch.no_grad():
+        assert error(predict(model, "sd", size, **options), loops(x, t, **kwargs).sample) < ROUNDING
+
+
+@pytest.mark.parametrize("wrap", [(False, False), (True, False)])
+def test_custom_windows_of_predictions(wrap: tuple[bool, bool]) -> None:
+    """Tiles alone, one after the other, and their mean by the weights of each position."""
+    layout, weights = ta.TileLayout((16, 28), 8, 4, wrap), (torch.linspace(0.1, 1, 8), torch.linspace(1, 0.2, 8))
+    model, alone = make_unet("sd"), {"halo": 0, "conv_halo": False, "norm": "tile"}
+    got = predict(model, "sd", layout.size, overlap=4, wrap=wrap, window=weights, **alone)
+    x, t, kwargs = unet_inputs("sd", *layout.size)
+    total, weight, share = torch.zeros_like(x), torch.zeros(layout.size), weights[0][:, None] * weights[1]
+    for origin in layout.origins:
+        rows, columns = ((torch.arange(8) + o) % n for o, n in zip(origin, layout.size, strict=True))
+        with torch.no_grad():
+            part = model(x[:, :, rows[:, None], columns], t, **kwargs).sample
+        total[:, :, rows[:, None], columns] += part * share
+        weight[rows[:, None], columns] += share
+    assert error(got, total / weight) < ROUNDING
+
+
+@given(st.tuples(*[st.integers(1, 12)] * 6), st.booleans(), st.booleans(), st.sampled_from(["uniform", "hann"]))
+def test_overlapping_tokens_are_cut_and_blended_as_tiles_are(
+    numbers: tuple[int, ...], down: bool, across: bool, window: str
+) -> None:
+    height, width, tall, wide, batch, channels = numbers
+    tile = (min(tall, height), min(wide, width))
+    layout = ta.TileLayout((height, width), tile, (tile[0] // 2, tile[1] // 3), (down, across))
+    canvas = torch.randn(batch % 3 + 1, channels, *layout.size)
+    tiles = split_tokens(canvas.flatten(2).transpose(1, 2), layout)
+    assert torch.equal(tiles, ta.extract_tiles(canvas, layout).flatten(0, 1).flatten(2).transpose(1, 2))
+    other = torch.randn_like(tiles)
+    images = other.transpose(1, 2).reshape(layout.num_tiles, -1, channels, *layout.tile)
+    want = ta.blend_tiles(images, layout, window).flatten(2).transpose(1, 2)
+    assert torch.allclose(join_tokens(other, layout, window), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -320,7 +383,6 @@ def test_fused_projections_autocast_and_gradients_of_overlapping_tiles() -> None
         ({"norm": "neighbours"}, ValueError, "norm 'neighbours'"),
         ({"jitter": 1}, ValueError, "but jitter makes tiles differ"),
         ({"refresh": [0]}, ValueError, "but refresh makes tiles differ"),
-        ({"size_conditioning": "crop"}, ValueError, "but size_conditioning makes tiles differ"),
     ],
     ids=str,
 )
@@ -334,5 +396,5 @@ def test_what_blending_behind_attention_needs(options: dict[str, Any], kind: typ
 def test_transformers_and_what_must_be_cut_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="only the attention of UNets can be tiled alone"):
         td.enable_tiling(pixart.build()(), tile=8, unit="latent", blend="attention")
-    with pytest.raises(NotImplementedError, match=r"ip_adapter_masks, nor for a canvas .*\(16, 24\) latents"):
+    with pytest.raises(NotImplementedError, match=r"joined, but 64 channels on \(16, 24\) positions have 2\^31"):
         cut(monkeypatch, lambda: predict(make_unet("sd"), "sd", (16, 24), blend="attention"))

@@ -166,6 +166,7 @@ def test_guidance_in_one_call_and_in_two_agree() -> None:
             assert error(alone, joint[one]) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_gradients_flow_through_the_tiles() -> None:
     model = make_unet("sd")
     x, t, kwargs = unet_inputs("sd", 16, 32, batch=1)

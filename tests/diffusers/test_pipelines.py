@@ -87,6 +87,7 @@ def test_half_precision_is_as_close_as_the_untiled_model(sd: Any) -> None:
         assert error(paint(sd, 64, 128), exact) < budget
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 @pytest.mark.parametrize("options", [{"overlap": 32}, {"overlap": (0, 16), "window": "gaussian"}])
 def test_overlapping_tiles_blend(pipe: Any, options: dict[str, Any]) -> None:
     want = paint(pipe, 64, 160)
@@ -94,12 +95,14 @@ def test_overlapping_tiles_blend(pipe: Any, options: dict[str, Any]) -> None:
         assert error(paint(pipe, 64, 160), want) < ROUNDING
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_custom_window(sd: Any) -> None:
     ramp = torch.linspace(0.1, 1.0, 64 // FACTOR)
     with td.enable_tiling(sd, tile=64, overlap=32, window=(ramp, ramp)):
         assert paint(sd, 64, 160).isfinite().all()
 
 
+@pytest.mark.usefixtures("joined_and_cut")
 def test_custom_window_on_a_canvas_lower_than_the_tile(sd: Any) -> None:
     """One tile down: the ramp has nobody to share with there, whatever it is."""
     ramp = torch.linspace(0.1, 1.0, 64 // FACTOR)

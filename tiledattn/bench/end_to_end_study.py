@@ -187,7 +187,7 @@ def _painters(options: argparse.Namespace) -> dict[Method, Callable[[str, torch.
         return make
 
     found = {Method("ours", o): ours(o) for o in sorted({0, *options.ours})}
-    found |= {Method("ours", o, "attention"): ours(o, "attention") for o in options.attention}
+    found |= {Method("ours", o, "attention"): ours(o, "attention") for o in options.attention if o}
     return found | {Method("panorama", o): peer(o) for o in options.panorama}
 
 

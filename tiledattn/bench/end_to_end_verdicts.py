@@ -179,14 +179,20 @@ def contrasts(pairs: dict[Key, Pair]) -> dict[Key, float]:
     return {key: (top + 1e-9) / (bottom + 1e-9) for key, (top, bottom) in pairs.items()}
 
 
-def not_above(peer: Row, ours: Row, patches: Interval | None = None) -> bool:
-    """Whether the peer is significantly above ours in nothing.
+def measured(peer: Row, ours: Row, patches: Interval | None = None) -> dict[str, Interval]:
+    """The peer over ours by seed: seam contrast of either axis, tone step and, if given, patches."""
+    pairs = {
+        f"seam contrast, {axis}": pair
+        for axis, pair in zip(AXES, zip(peer.seams, ours.seams, strict=True), strict=True)
+    }
+    pairs["tone step"] = (peer.tones, ours.tones)
+    found = {name: paired(contrasts(a), contrasts(b)) for name, (a, b) in pairs.items()}
+    return found if patches is None else {**found, "patches": patches}
 
-    Seam contrast on either axis, tone step and, if given, patches: the ratio's interval begins at or below 1.
-    """
-    measures = [*zip(peer.seams, ours.seams, strict=True), (peer.tones, ours.tones)]
-    ratios = [paired(contrasts(a), contrasts(b)) for a, b in measures]
-    return all(ratio.low <= 1 for ratio in ratios + ([] if patches is None else [patches]))
+
+def not_above(peer: Row, ours: Row, patches: Interval | None = None) -> bool:
+    """Whether the peer is significantly above ours in nothing: every ratio's interval begins at or below 1."""
+    return all(ratio.low <= 1 for ratio in measured(peer, ours, patches).values())
 
 
 def needed(rows: Sequence[Row], patches: Mapping[Method, Interval] | None = None) -> Row | None:
@@ -226,20 +232,22 @@ def table(rows: Sequence[Row], patches: Mapping[Method, Interval], couplings: In
     return "\n".join([*lines, "", *_verdicts(rows, ours, patches, couplings)])
 
 
-def _more_needed(rows: Sequence[Row], ours: Row, words: str) -> str:
-    """The line where no overlap that was painted is enough: with more, Panorama takes longer than with the largest."""
-    peers = [r for r in rows if r.method.kind == "panorama"]
+def _none_is_enough(rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval], words: str) -> str:
+    """The line where no overlap that was painted is enough: what tells each from ours, and the time of the largest."""
+    peers = sorted((r for r in rows if r.method.kind == "panorama"), key=lambda r: r.method.overlap)
     if not peers:
         return f"not settled: no Panorama was painted to have seams like ours, {words}"
-    largest = max(peers, key=lambda r: r.method.overlap)
-    bound = paired(ours.seconds, largest.seconds)
-    what = (
-        f"Panorama needs more than {share(largest.method.overlap)} for seams like ours, {words}; time of ours without "
-        f"overlap over Panorama's with that"
+    reasons = []
+    for peer in peers:
+        ratios = measured(peer, ours, patches.get(peer.method))
+        if any(math.isnan(ratio.low) for ratio in ratios.values()):
+            return f"not settled: too few pictures to tell Panorama's seams from ours, {words}"
+        above = ", ".join(f"{name} {ratio}" for name, ratio in ratios.items() if ratio.low > 1)
+        reasons.append(f"{share(peer.method.overlap)}: {above}")
+    return (
+        f"not settled: no overlap of Panorama that was painted has seams like ours, {words} ({'; '.join(reasons)}); "
+        f"time of ours without overlap over that of the largest {paired(ours.seconds, peers[-1].seconds)}"
     )
-    if bound.high <= MOST_OF_NEEDED:
-        return verdict(what, bound, MOST_OF_NEEDED)
-    return f"not settled: {what} {bound}, where at most {MOST_OF_NEEDED:g} of the time that it needs is asked"
 
 
 def _verdicts(
@@ -252,7 +260,7 @@ def _verdicts(
     for words, further in criteria:
         found = needed(rows, further)
         if found is None:
-            lines.append(_more_needed(rows, ours, words))
+            lines.append(_none_is_enough(rows, ours, further, words))
         else:
             what = f"time of ours without overlap over Panorama's with {share(found.method.overlap)}, needed {words},"
             lines.append(verdict(what, paired(ours.seconds, found.seconds), MOST_OF_NEEDED))

@@ -81,7 +81,7 @@ def generate(
     conv_halo: Annotated[bool, typer.Option(help="Convolutions read their neighbours' positions.")] = True,
     window: Annotated[str, typer.Option(help="Blend weights: uniform, hann, linear or gaussian.")] = "hann",
     blend: Annotated[
-        str, typer.Option(help="Where tiles are blended: as prediction, of UNets behind every attention, or auto.")
+        str, typer.Option(help="Where tiles that overlap are blended: prediction, attention (of UNets), or auto.")
     ] = "auto",
     wrap: Annotated[str, typer.Option(help="Periodic axes: none, x, y or xy.")] = "none",
     halo_schedule: Annotated[str, typer.Option(help="The halo's weight: constant or quadratic.")] = "constant",

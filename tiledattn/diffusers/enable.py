@@ -98,8 +98,9 @@ def enable_tiling(
         blend: where tiles that overlap are blended. "prediction": behind the model, once a step. "attention": of a
             UNet whose tiles are coupled in everything, behind every self-attention, which alone goes by tiles; all
             other layers run on the canvas and compute positions that tiles share once, so that an overlap costs a part
-            of the attention only. Not with regions, jitter, refresh, masks of adapters or size_conditioning "crop".
-            "auto": behind attention where that can be had, else as predictions.
+            of the attention only. Not with regions, jitter, refresh, masks of adapters, SDXL's size_conditioning "crop"
+            or features of 2^31 elements. "auto": behind attention where that can be had, else as predictions, which
+            the log says; the two give different pictures.
 
     Returns:
         The handle. `with enable_tiling(pipe, ...):` disables at the end.

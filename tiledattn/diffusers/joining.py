@@ -8,8 +8,10 @@ everything else goes on computing each position once.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,12 +25,20 @@ from .borders import check_zeros, padding_of, pair, refusal
 from .frame import Frame
 from .view import resampled
 
+_logger = logging.getLogger("tiledattn")
+
 MOST_ELEMENTS = 2**31  # of one picture's features: more are too many for convolutions of 32-bit offsets
 
 
 def may_be_joined(layout: TileLayout, widest: int) -> bool:
     """Whether there are several tiles, and `widest` channels of their canvas are few enough for one picture."""
     return layout.num_tiles > 1 and math.prod(layout.size) * widest < MOST_ELEMENTS
+
+
+@cache
+def log_blending(model: str, reason: str) -> None:
+    """Says once that tiles which overlap are cut, and why: pictures differ from those of joined ones."""
+    _logger.info("%s: tiles that overlap are blended as predictions, not behind attention: %s", model, reason)
 
 
 def covers_once(layout: TileLayout) -> bool:

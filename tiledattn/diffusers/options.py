@@ -300,7 +300,6 @@ def _check_blend(options: Options, model: Model) -> None:
         ("regions", bool(options.regions)),
         ("jitter", options.jitter is not None),
         ("refresh", options.refresh is not None),
-        ("size_conditioning", options.size_conditioning == "crop"),
     ):
         if given:
             raise ValueError(

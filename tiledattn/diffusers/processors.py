@@ -104,9 +104,10 @@ class CrossTileAttnProcessor:
         tiles = frame.layout.num_tiles
         factor = frame.token_factor(tokens)
         if factor is None or (not frame.joined and rows % tiles):
+            what = f"a canvas of {frame.layout.size}" if frame.joined else f"{tiles} tiles of {frame.layout.tile}"
             raise ValueError(
-                f"self-attention got {rows} sequences of {tokens} tokens, which are no level of {tiles} tiles of "
-                f"{frame.layout.tile} latents; something merges or drops tokens (ToMe?): turn it off, or use halo=0"
+                f"self-attention got {rows} sequences of {tokens} tokens, which are no level of {what} positions; "
+                "something merges or drops tokens (ToMe?): turn it off, or use halo=0"
             )
         layout, halo = frame.layout.scaled(factor), frame.level_halo(factor)
         if not frame.joined:
@@ -115,9 +116,12 @@ class CrossTileAttnProcessor:
         if covers_once(layout):  # one copy before the projections is less than three behind them
             query, key, value = self._project(attn, split_tokens(hidden_states, layout))
             return join_tokens(self._attend_tiles(attn, query, key, value, layout, halo, frame), layout)
-        projected = self._project(attn, hidden_states)
+        query, key, value = self._project(attn, hidden_states)
         with frame.pause():
-            query, key, value = (split_tokens(x, layout, frame.backend) for x in projected)
+            # one after the other: the canvas's are not needed beside those of the tiles
+            query = split_tokens(query, layout, frame.backend)
+            key = split_tokens(key, layout, frame.backend)
+            value = split_tokens(value, layout, frame.backend)
             out = self._attend_tiles(attn, query, key, value, layout, halo, frame)
             return join_tokens(out, layout, frame.window, frame.backend)
 

@@ -21,7 +21,7 @@ from .frame import CurrentFrame, Frame, split_tiles
 from .grouping import GroupedLayers
 from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
 from .jitter import jittered
-from .joining import RoundMode, covers_once
+from .joining import RoundMode, covers_once, log_blending
 from .options import Options
 from .placing import PlacedPositions
 from .prompts import RegionPrompts
@@ -48,8 +48,8 @@ class Tiling:
         options: the checked arguments, in latents.
         layout: the layout of the last forward, in any thread, in latents; None before the first.
         on_tiles: None, or a function called at every forward of the model with the predictions before they are
-            blended [T, B, C, *tile], the layout, and the denoising step. It must not change them. Companions have their
-            own.
+            blended [T, B, C, *tile], the layout, and the denoising step; of joined tiles (`blend`) cut from their one
+            prediction. It must not change them. Companions have their own.
         companions: the tilings of the pipeline's other models that work on the canvas (a second denoiser,
             ControlNets). A copy has none: `disable_tiling` of a copied pipeline finds them by the models.
     """
@@ -274,17 +274,20 @@ class Tiling:
 
     def _joined_call(self, call: dict[str, Any], context: CallContext, model: nn.Module) -> dict[str, Any] | None:
         """The call on the canvas itself, where coupled tiles may stay joined; else None."""
-        options = self.options
+        options, once = self.options, covers_once(context.layout)
         possible = options.crosses_everywhere and self._prompts is None and context.view.place is None
-        if not possible or (options.blend == "prediction" and not covers_once(context.layout)):
+        if not possible or context.layout.num_tiles == 1 or (options.blend == "prediction" and not once):
             return None
         joined = self._family.joined_call(call, context, model)
-        if joined is None and options.blend == "attention" and context.layout.num_tiles > 1:
+        if not isinstance(joined, str):
+            return joined
+        if options.blend == "attention":
             raise NotImplementedError(
-                'blend: "attention" can\'t be had with ip_adapter_masks, nor for a canvas whose features have 2^31 '
-                f'elements or more ({context.size} latents); use "prediction"'
+                f'blend: "attention" keeps the tiles of {type(model).__name__} joined, but {joined}; use "prediction"'
             )
-        return joined
+        if self._family.no_joining is None and not (once or torch.compiler.is_compiling()):
+            log_blending(type(model).__name__, joined)
+        return None
 
     def _view(self, layout: TileLayout, step: int) -> CanvasView:
         """The canvas, cut by a layout: shifted, or a part of it, where the options say so."""

@@ -94,12 +94,15 @@ def test_the_smallest_overlap_of_every_way():
         row(Setting("attention", halo="all"), good="seam"),
         row(Setting("ours", 0, 8, True, "canvas"), good="seam"),
         row(Setting("ours", 8, 8, True, "canvas"), good="seamless"),
+        row(Setting("ours", 8, 8, True, "canvas", blend="attention"), good="seam"),
+        row(Setting("ours", 16, 8, True, "canvas", blend="attention"), good="seamless"),
         row(Setting("ours", 0, 16, True, "canvas"), good="seamless"),
     ]
     found = {one["name"]: one for one in smallest_overlaps(rows)}
     assert set(found) == {
         "whole-canvas attention alone",
         "coupled, halo 8 px",
+        "coupled, halo 8 px, blended behind attention",
         "coupled, halo 16 px",
         "blended (hann)",
         "blended (uniform)",
@@ -109,6 +112,8 @@ def test_the_smallest_overlap_of_every_way():
     assert found["blended (uniform)"]["seamless"] is None
     assert found["coupled, halo 8 px"]["tried"] == [0, 8]
     assert found["coupled, halo 8 px"]["seamless"]["overlap"] == 8
+    assert found["coupled, halo 8 px, blended behind attention"]["tried"] == [0, 8, 16]
+    assert found["coupled, halo 8 px, blended behind attention"]["seamless"]["overlap"] == 16
     assert found["coupled, halo 16 px"]["seamless"]["overlap"] == 0
     structure = {one["name"]: one for one in smallest_overlaps(rows, "seamless_patches")}
     assert structure["blended (hann)"]["seamless"] is None

@@ -153,4 +153,7 @@ def _levels(untiled: Sequence[Painted] | None, truth: Sequence[Sequence[Any]]) -
 
 
 def _computed(one: Painted) -> float:
+    """Positions of all layers but attention, which alone computes some again where tiles are blended behind it."""
+    if one.setting.blend == "attention":
+        return 1.0
     return one.layout.num_tiles * one.layout.tile_positions / math.prod(one.layout.size)

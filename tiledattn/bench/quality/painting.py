@@ -151,6 +151,7 @@ def paint(
 
     parts = [list(seeds[start : start + strip.batch]) for start in range(0, len(seeds), strip.batch)]
     squares = np.zeros((len(parts), strip.steps))
+    differ = bool(setting.overlap) and setting.blend == "prediction"  # joined tiles have one prediction
     images: list[Any] = []
     latents: list[Any] = []
     with enable_tiling(strip.pipe, wrap=(False, True), **setting.options(strip.native, strip.canvas)) as handle:
@@ -160,7 +161,7 @@ def paint(
             def look(predictions: Any, layout: TileLayout, step: int, calls: dict[int, list[float]] = calls) -> None:
                 calls.setdefault(step, []).append(overlap_disagreement(predictions, layout) ** 2)
 
-            handle.on_tiles = look if setting.overlap else None
+            handle.on_tiles = look if differ else None
             last: list[Any] = []
             images.append(_call(strip, prompt, part, _watcher(advance, last), output_type="np"))
             latents.append(last[-1] if last else None)
@@ -171,7 +172,7 @@ def paint(
         layout = _in_pixels(handle)
     pictures = np.moveaxis(np.concatenate(images), -1, 1).astype(np.float32)
     counts = [len(part) for part in parts]
-    disagreement = np.sqrt(np.average(squares, axis=0, weights=counts)).tolist() if setting.overlap else []
+    disagreement = np.sqrt(np.average(squares, axis=0, weights=counts)).tolist() if differ else []
     assert grid is not None
     return Painted(
         setting,

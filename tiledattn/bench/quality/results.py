@@ -135,7 +135,8 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamles
             continue
         way = (row["kind"], row["halo"], row["rings"], row["norm"], row["schedule"])
         if row["overlap"]:
-            groups.setdefault((*way, row["window"]), list(groups.get((*way, ""), []))).append(row)
+            window = f"{row['window']}{_behind(row)}"
+            groups.setdefault((*way, window), list(groups.get((*way, ""), []))).append(row)
         else:
             groups.setdefault((*way, ""), []).append(row)
     alone = [row for row in rows if row["kind"] == "alone"]
@@ -147,7 +148,7 @@ def smallest_overlaps(rows: Sequence[Mapping[str, Any]], verdict: str = "seamles
         found.append(
             {
                 "order": KINDS.index(way[0]),
-                "name": way_name(members[0]),
+                "name": way_name(members[-1]),
                 "tried": [row["overlap"] for row in tried],
                 "seamless": _first(tried, [row[verdict] == SEAMLESS for row in tried]),
                 "no_seam": _first(tried, [row[verdict] not in (None, SEAM) for row in tried]),
@@ -172,10 +173,17 @@ def _first(rows: Sequence[Mapping[str, Any]], good: Sequence[bool]) -> dict[str,
 
 
 def way_name(row: Mapping[str, Any]) -> str:
-    """A row's name without its overlap: "blended (hann)", "coupled, halo 8 px"."""
+    """A row's name without its overlap: "blended (hann)", "coupled, halo 8 px, blended behind attention"."""
     if row["kind"] == "blended":
         return f"blended ({row['window']})"
-    return str(row["name"]).replace(f", overlap {row['overlap']} px ({row['window']})", "")
+    behind = _behind(row)
+    overlap = f", overlap {row['overlap']} px ({row['window']}{behind})"
+    return str(row["name"]).replace(overlap, f", blended{behind}" if behind else "")
+
+
+def _behind(row: Mapping[str, Any]) -> str:
+    """Where a row's tiles are blended, if not as predictions; rows of earlier runs don't say."""
+    return " behind attention" if row.get("blend") == "attention" else ""
 
 
 def separated(rows: Sequence[Mapping[str, Any]], name: str, target: float) -> str | None:

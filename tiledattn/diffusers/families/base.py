@@ -314,13 +314,13 @@ class Family(ABC):
                 new[name] = context.repeat(name, call[name])
         return new
 
-    def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | None:
-        """The call for tiles that stay joined, on the canvas itself; None where tiles must be told apart.
+    def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | str:
+        """The call for tiles that stay joined, on the canvas itself; a text where tiles must be cut, why.
 
         For models of which everything but self-attention computes the same on the canvas as on coupled tiles, and
         whose attention processors know joined tiles.
         """
-        return None
+        return "its model can't run on the canvas"
 
     def shift(self, config: Mapping[str, Any], tokens: int, num_steps: int) -> float:
         """The timestep shift `mu` that the pipeline gives its scheduler, linear in tokens between `shift_breaks`.

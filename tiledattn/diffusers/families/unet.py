@@ -162,12 +162,15 @@ class UNetFamily(Family):
                 new[name] = context.cut_all(name, call[name])
         return new
 
-    def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | None:
-        """The call itself, with a tile's `time_ids`; None where tiles differ in these, or masks lie on the canvas."""
+    def joined_call(self, call: dict[str, Any], context: CallContext, model: Any) -> dict[str, Any] | str:
+        """The call itself, with a tile's `time_ids`; a text where tiles differ in these, or masks lie on the canvas."""
         widest = 2 * max(model.config.block_out_channels)  # with what skips the levels below
-        masks = (call.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
-        if masks is not None or context.size_conditioning == "crop" or not may_be_joined(context.layout, widest):
-            return None
+        if (call.get("cross_attention_kwargs") or {}).get("ip_adapter_masks") is not None:
+            return "ip_adapter_masks are cut with the tiles"
+        if context.size_conditioning == "crop" and "time_ids" in (call.get("added_cond_kwargs") or {}):
+            return 'size_conditioning="crop" tells every tile another place'
+        if not may_be_joined(context.layout, widest):
+            return f"{widest} channels on {context.size} positions have 2^31 elements or more, or there is one tile"
         new, timestep = dict(call), call["timestep"]
         if isinstance(timestep, Tensor) and timestep.ndim == 1:
             new["timestep"] = context.rows("timestep", timestep)
