@@ -146,9 +146,9 @@ def test_crops_differ_from_tile_to_tile(kind: str, caplog: pytest.LogCaptureFixt
     model, seen = make_unet(kind), list[int]()
     model.conv_in.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     log_blending.cache_clear()
-    with caplog.at_level("INFO", "tiledattn"):
-        for _ in range(2):
-            predict(model, kind, (16, 24), size_conditioning="crop", overlap=4)
+    caplog.set_level("INFO", "tiledattn")
+    for _ in range(2):
+        predict(model, kind, (16, 24), size_conditioning="crop", overlap=4)
     lines = [record.getMessage() for record in caplog.records if "blended as predictions" in record.getMessage()]
     if kind == "sd":
         assert (seen, lines) == ([2, 2], [])
@@ -156,6 +156,8 @@ def test_crops_differ_from_tile_to_tile(kind: str, caplog: pytest.LogCaptureFixt
     assert seen == [30, 30]
     assert len(lines) == 1
     assert lines[0].startswith("UNet2DConditionModel: tiles that overlap")
+    predict(model, kind, (16, 24), overlap=4, norm="tile")
+    assert "not everything is coupled" in caplog.records[-1].getMessage()
     with pytest.raises(NotImplementedError, match=r"size_conditioning=.crop. tells every tile another place; use"):
         predict(model, kind, (16, 24), size_conditioning="crop", blend="attention")
 
@@ -378,11 +380,11 @@ def test_fused_projections_autocast_and_gradients_of_overlapping_tiles() -> None
     [
         ({"blend": "end"}, ValueError, "blend: got 'end'; known are auto, prediction, attention"),
         ({"blend": None}, TypeError, "blend: got None"),
-        ({"halo": 0}, ValueError, "halo is .0, 0., conv_halo True, norm 'canvas'"),
-        ({"conv_halo": False}, ValueError, "conv_halo False"),
-        ({"norm": "neighbours"}, ValueError, "norm 'neighbours'"),
-        ({"jitter": 1}, ValueError, "but jitter makes tiles differ"),
-        ({"refresh": [0]}, ValueError, "but refresh makes tiles differ"),
+        ({"halo": 0}, ValueError, "everything coupled, but halo is 0; use"),
+        ({"conv_halo": False}, ValueError, "but conv_halo is False; use"),
+        ({"norm": "neighbours"}, ValueError, "but norm is .neighbours., not .canvas.; use"),
+        ({"jitter": 1}, ValueError, "with jitter tiles differ there; .* leave jitter out"),
+        ({"refresh": [0]}, ValueError, "with refresh tiles differ there"),
     ],
     ids=str,
 )

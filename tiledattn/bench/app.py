@@ -26,7 +26,7 @@ ABOUT = """Times tiledattn beside its peers, case by case: every result is check
 that errs too much has no time. All ways to do a case's work take turns in one process. The machine's own limits (matrix
 products, copies) are measured first. Cases that are done are kept: after Ctrl-C the same command goes on."""
 EXAMPLES = """examples:
-  tiledattn bench --quick                          a few cases, in under 2 minutes on two cores
+  tiledattn bench --quick                          a few cases; 2 minutes on two cores with AVX-512
   tiledattn bench --dry-run                        the cases, and nothing is run
   tiledattn bench --case 'blending/*' extraction   those cases alone; a word without * may be any part of the name
   tiledattn bench --backend cpu --peer gather      one backend beside one peer

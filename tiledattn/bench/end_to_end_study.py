@@ -131,18 +131,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--prompt", action="append", help=f"what to paint, once or more; default {PROMPT!r}")
-    parser.add_argument("--seeds", type=int, default=16, help="pictures per prompt and method")
-    parser.add_argument("--steps", type=int, default=20, help="of denoising")
-    parser.add_argument("--panorama", type=int, nargs="*", default=[0, 4, 8], help="its overlaps, of 16 latents")
-    parser.add_argument("--ours", type=int, nargs="*", default=[4, 8], help="overlaps of ours besides none")
+    parser.add_argument("--seeds", type=int, default=16, help="pictures per prompt and method; default 16")
+    parser.add_argument("--steps", type=int, default=20, help="of denoising; default 20")
     parser.add_argument(
-        "--attention", type=int, nargs="*", default=[4, 8], help="overlaps of ours that are blended behind attention"
+        "--panorama", type=int, nargs="*", default=[0, 4, 8], help="its overlaps, of 16 latents; default 0 4 8"
+    )
+    parser.add_argument("--ours", type=int, nargs="*", default=[4, 8], help="of ours besides none; default 4 8")
+    parser.add_argument(
+        "--attention", type=int, nargs="*", default=[4, 8], help="of ours, blended behind attention; default 4 8"
     )
     parser.add_argument("--view-batch", type=int, help="of Panorama; default: the fastest")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
+    for name in ("seeds", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}; expected at least 1")
     if options.threads:
         torch.set_num_threads(options.threads)
     prompts = options.prompt or [PROMPT]

@@ -14,7 +14,7 @@ from .plot import plot
 
 app = typer.Typer(
     name="tiledattn",
-    help="Diffusion models that paint far beyond the size they were trained for, without seams.",
+    help="Diffusion models that paint far beyond the size they were trained for.",
     epilog="Start with: tiledattn demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -38,7 +38,7 @@ def tiledattn(
         bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Diffusion models that paint far beyond the size they were trained for, without seams."""
+    """Diffusion models that paint far beyond the size they were trained for."""
 
 
 app.command(name="demo")(demo)

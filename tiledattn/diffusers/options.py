@@ -293,8 +293,8 @@ def _check_blend(options: Options, model: Model) -> None:
         raise ValueError(f'blend: got "attention"; {model.no_joining}; use "prediction"')
     if not options.crosses_everywhere:
         raise ValueError(
-            'blend: got "attention", which needs everything coupled: halo above 0, conv_halo=True and norm="canvas"; '
-            f"halo is {options.halo!r}, conv_halo {options.conv_halo}, norm {options.norm!r}"
+            f'blend: got "attention", which needs everything coupled, but {_uncoupled(options)}; '
+            'use "prediction" or "auto"'
         )
     for name, given in (
         ("regions", bool(options.regions)),
@@ -303,9 +303,19 @@ def _check_blend(options: Options, model: Model) -> None:
     ):
         if given:
             raise ValueError(
-                f'blend: "attention" computes positions that tiles share once, but {name} makes tiles differ there; '
-                'use "prediction", or leave that out'
+                f'blend: "attention" computes positions that tiles share once, but with {name} tiles differ there; '
+                f'use "prediction" or "auto", or leave {name} out'
             )
+
+
+def _uncoupled(options: Options) -> str:
+    """What of the couplings is off."""
+    off = [
+        "halo is 0" if not options.has_halo else "",
+        "conv_halo is False" if not options.conv_halo else "",
+        f'norm is "{options.norm}", not "canvas"' if options.norm != "canvas" else "",
+    ]
+    return " and ".join(filter(None, off))
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:

@@ -275,10 +275,11 @@ class Tiling:
     def _joined_call(self, call: dict[str, Any], context: CallContext, model: nn.Module) -> dict[str, Any] | None:
         """The call on the canvas itself, where coupled tiles may stay joined; else None."""
         options, once = self.options, covers_once(context.layout)
-        possible = options.crosses_everywhere and self._prompts is None and context.view.place is None
-        if not possible or context.layout.num_tiles == 1 or (options.blend == "prediction" and not once):
+        if context.layout.num_tiles == 1 or (options.blend == "prediction" and not once):
             return None
-        joined = self._family.joined_call(call, context, model)
+        joined: dict[str, Any] | str = "not everything is coupled, or regions, jitter or refresh are on"
+        if options.crosses_everywhere and self._prompts is None and context.view.place is None:
+            joined = self._family.joined_call(call, context, model)
         if not isinstance(joined, str):
             return joined
         if options.blend == "attention":
