@@ -170,7 +170,7 @@ class UNetFamily(Family):
         if context.size_conditioning == "crop" and "time_ids" in (call.get("added_cond_kwargs") or {}):
             return 'size_conditioning="crop" tells every tile another place'
         if not may_be_joined(context.layout, widest):
-            return f"{widest} channels on {context.size} positions have 2^31 elements or more, or there is one tile"
+            return f"{widest} channels on {context.size} positions have 2^31 elements or more"
         new, timestep = dict(call), call["timestep"]
         if isinstance(timestep, Tensor) and timestep.ndim == 1:
             new["timestep"] = context.rows("timestep", timestep)
