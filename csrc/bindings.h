@@ -18,7 +18,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 /// Raises what Python sees as a RuntimeError. Arguments are checked at the public edge already; these are the checks
-/// without which a mistake would read or write foreign memory.
+/// without which a mistake would read or write foreign memory. Parts are put together in any case: texts that take long
+/// to make belong behind an `if`.
 template <typename... Parts>
 void require(bool holds, const Parts&... parts) {
   if (holds) return;

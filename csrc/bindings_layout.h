@@ -31,7 +31,7 @@ struct Layout {
 inline Axis read_axis(const std::vector<int64_t>& layout, size_t number, size_t count) {
   const Axis axis{layout[number], layout[count + number], layout[2 * count + number], layout[3 * count + number] != 0};
   const char* error = axis_error(axis);
-  require(!error, "layout: axis ", number, " of ", text_of(layout), ": ", error ? error : "");
+  if (error) require(false, "layout: axis ", number, " of ", text_of(layout), ": ", error);
   return axis;
 }
 
@@ -52,7 +52,8 @@ inline std::array<Ring, 3> read_pad(const std::vector<int64_t>& pad, const Layou
   std::array<Ring, 3> rings;
   for (int i = 0; i < layout.count; ++i) {
     rings[layout.first() + i] = {pad[2 * i], pad[2 * i + 1]};
-    require(pad[2 * i] >= 0 && pad[2 * i + 1] >= 0, "pad: got ", text_of(pad), "; expected no negative number");
+    const bool negative = pad[2 * i] < 0 || pad[2 * i + 1] < 0;
+    if (negative) require(false, "pad: got ", text_of(pad), "; expected no negative number");
   }
   return rings;
 }
@@ -76,8 +77,8 @@ inline ElementType element_type(const char* name, const Tensor& tensor) {
 
 /// A tensor [T, B, C, ...] or, with `lead` 2, [B, C, ...]. The stride of a dim of one entry means nothing: 0.
 inline Image read_image(const char* name, const Tensor& tensor, int64_t lead, const Layout& layout) {
-  require(tensor.dim() == lead + layout.count, name, ": shape is ", shape_of(tensor), "; expected ",
-          lead + layout.count, " dims");
+  const int64_t dims = lead + layout.count;
+  if (tensor.dim() != dims) require(false, name, ": shape is ", shape_of(tensor), "; expected ", dims, " dims");
   const auto stride = [&](int64_t dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); };
   Image image{};
   image.data = tensor.const_data_ptr();

@@ -7,6 +7,7 @@ namespace {
 
 // Results larger than this don't stay in the caches anyway.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
+constexpr int64_t kLineBytes = 64;
 // What several tiles read stays in the first-level cache meanwhile.
 constexpr int64_t kBandBytes = int64_t{16} << 10;
 // Elements that are worth a thread.
@@ -193,6 +194,8 @@ struct BlendTables {
     set_runs(1, axes[1], tile_stride[1], tiles.stride[1], rows, axes[1].length);
     set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendRun, kBlendBlock);
     set_blocks();
+    call.whole_lines = axes[2].length * size_of(type) % kLineBytes == 0;
+    for (const CoveredRun& run : runs[2]) call.whole_lines &= run.begin * size_of(type) % kLineBytes == 0;
     call.type = type;
     call.bands = static_cast<int64_t>(runs[1].size());
     call.row_stride = tiles.stride[1], call.stride = tiles.stride[2];

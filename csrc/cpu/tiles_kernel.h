@@ -75,7 +75,8 @@ struct BlendRows {
   const Cover* covers[3];
   const int64_t* block_start;  // of x's runs, [blocks + 1]
   const void* weights[3];      // in the accumulator's type
-  bool stream;
+  bool stream;                 // past the caches
+  bool whole_lines;            // all runs of x and the rows begin and end at multiples of 64 bytes, if the result does
 };
 
 /// Items [first, last) of a call.

@@ -15,6 +15,8 @@ struct Vec {
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+/// Past the caches, to a whole vector's multiple.
+inline void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
 
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }

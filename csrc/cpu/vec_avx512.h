@@ -15,6 +15,8 @@ struct Vec {
 
 inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+/// Past the caches, to a whole vector's multiple.
+inline void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
 
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }

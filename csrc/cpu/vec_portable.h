@@ -23,6 +23,8 @@ inline Vec load(const float* p) {
   return a;
 }
 inline void store(float* p, Vec a) { std::memcpy(p, &a.v, sizeof(a.v)); }
+/// Where it is possible past the caches, to a whole vector's multiple.
+inline void stream(float* p, Vec a) { store(p, a); }
 
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }

@@ -178,7 +178,7 @@ def _without_halo(tables: HaloBoxes, halo_weight: float) -> tuple[object, ...]:
 
 
 def _launch(*arguments: object) -> None:
-    torch.ops.tiledattn.cross_tile_attention_cuda(*arguments)
+    torch.ops.tiledattn.cross_tile_attention_cuda.default(*arguments)
 
 
 def _launch_boxes(*arguments: object) -> None:

@@ -72,15 +72,16 @@ def pad_tables(layout: TileLayout, pad: Pad, device: torch.device) -> PlaceTable
     return PlaceTables(tables, ring_unit(layout.axes[-1], *pad[-1]))
 
 
-def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
+def extract_tiles(canvas: Tensor, *, layout: TileLayout, out: Tensor | None = None) -> Tensor:
     """Cuts [B, C, *size] (any strides) into [T, B, C, *tile] (contiguous), in one launch."""
-    out = canvas.new_empty((layout.num_tiles, *canvas.shape[:2], *layout.tile))
+    if out is None:
+        out = canvas.new_empty((layout.num_tiles, *canvas.shape[:2], *layout.tile))
     places, unit = extract_tables(layout, canvas.device)
-    torch.ops.tiledattn.extract_tiles_cuda(canvas, places, unit, out, layout.as_ints())
+    torch.ops.tiledattn.extract_tiles_cuda.default(canvas, places, unit, out, layout.as_ints())
     return out
 
 
-def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...]) -> Tensor:
+def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
     """Blends [T, B, C, *tile] (any strides) into [B, C, *size] (contiguous), in one launch.
 
     Args:
@@ -88,12 +89,14 @@ def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...
         layout: how the canvas is cut.
         weights: per axis the normalised weights of every tile, [tiles on the axis, tile], contiguous, float32
             (float64 for float64).
+        out: where the result goes, None for new memory.
 
     Every position is written once; it is accumulated in the weights' precision, tiles in ascending order.
     """
-    out = tiles.new_empty((*tiles.shape[1:3], *layout.size))
+    if out is None:
+        out = tiles.new_empty((*tiles.shape[1:3], *layout.size))
     covers, unit = blend_tables(layout, tiles.device)
-    torch.ops.tiledattn.blend_tiles_cuda(tiles, weights, covers, unit, out, layout.as_ints())
+    torch.ops.tiledattn.blend_tiles_cuda.default(tiles, weights, covers, unit, out, layout.as_ints())
     return out
 
 
@@ -103,5 +106,5 @@ def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: Pad) -> Tensor:
     out = tiles.new_empty((*tiles.shape[:3], *padded))
     places, unit = pad_tables(layout, tuple((before, after) for before, after in pad), tiles.device)
     flat = [p for ends in pad for p in ends]
-    torch.ops.tiledattn.pad_tiles_cuda(tiles, places, unit, out, layout.as_ints(), flat)
+    torch.ops.tiledattn.pad_tiles_cuda.default(tiles, places, unit, out, layout.as_ints(), flat)
     return out

@@ -41,14 +41,15 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
     return None
 
 
-def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
+def extract_tiles(canvas: Tensor, *, layout: TileLayout, out: Tensor | None = None) -> Tensor:
     """Cuts [B, C, *size] (any strides) into [T, B, C, *tile] (contiguous): one pass, each row copied once."""
-    out = canvas.new_empty((layout.num_tiles, *canvas.shape[:2], *layout.tile))
-    torch.ops.tiledattn.extract_tiles_cpu(canvas, out, layout.as_ints())
+    if out is None:
+        out = canvas.new_empty((layout.num_tiles, *canvas.shape[:2], *layout.tile))
+    torch.ops.tiledattn.extract_tiles_cpu.default(canvas, out, layout.as_ints())
     return out
 
 
-def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...]) -> Tensor:
+def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
     """Blends [T, B, C, *tile] (any strides) into [B, C, *size] (contiguous), each position written once.
 
     Args:
@@ -56,11 +57,13 @@ def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...
         layout: how the canvas is cut.
         weights: per axis the normalised weights of every tile, [tiles on the axis, tile], contiguous, float32
             (float64 for float64).
+        out: where the result goes, None for new memory.
 
     Every position is accumulated in the weights' precision, tiles in ascending order.
     """
-    out = tiles.new_empty((*tiles.shape[1:3], *layout.size))
-    torch.ops.tiledattn.blend_tiles_cpu(tiles, weights, out, layout.as_ints())
+    if out is None:
+        out = tiles.new_empty((*tiles.shape[1:3], *layout.size))
+    torch.ops.tiledattn.blend_tiles_cpu.default(tiles, weights, out, layout.as_ints())
     return out
 
 
@@ -68,5 +71,5 @@ def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], 
     """Adds a ring from the owners, (before, after) positions per axis, zeros outside the canvas, in one pass."""
     padded = (before + w + after for w, (before, after) in zip(layout.tile, pad, strict=True))
     out = tiles.new_empty((*tiles.shape[:3], *padded))
-    torch.ops.tiledattn.pad_tiles_cpu(tiles, out, layout.as_ints(), [p for ends in pad for p in ends])
+    torch.ops.tiledattn.pad_tiles_cpu.default(tiles, out, layout.as_ints(), [p for ends in pad for p in ends])
     return out

@@ -95,7 +95,7 @@ def cross_tile_attention(
     if q.numel() == 0:
         return out, lse.fill_(-math.inf)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    torch.ops.tiledattn.cross_tile_attention_cpu(
+    torch.ops.tiledattn.cross_tile_attention_cpu.default(
         q, k, v, prefix_mask, *token_runs(plan), num_prefix_tokens, halo_weight, scale, out, lse
     )
     return out, lse

@@ -68,7 +68,7 @@ def cross_tile_attention_backward(
     wide = keys.dtype if turns is None else torch.float32
     grad_q = q.new_empty(q.shape)
     grad_k, grad_v = keys.new_empty(keys.shape, dtype=wide), values.new_empty(values.shape, dtype=wide)
-    torch.ops.tiledattn.cross_tile_attention_backward_cpu(
+    torch.ops.tiledattn.cross_tile_attention_backward_cpu.default(
         grad_out,
         grad_lse.contiguous() if return_lse and grad_lse is not None else None,
         q,

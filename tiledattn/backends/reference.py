@@ -207,10 +207,11 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tup
     return torch.einsum("bhqk,bkhd->bqhd", weights, v), lse
 
 
-def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
+def extract_tiles(canvas: Tensor, *, layout: TileLayout, out: Tensor | None = None) -> Tensor:
     """Tile t holds the canvas at origin + r, modulo the size on periodic axes."""
     axes, tiles = _tiles(layout)
-    out = canvas.new_zeros((len(tiles), *canvas.shape[:2], *layout.tile))
+    if out is None:
+        out = canvas.new_zeros((len(tiles), *canvas.shape[:2], *layout.tile))
     for t, index in enumerate(tiles):
         for place in itertools.product(*(range(w) for w in layout.tile)):
             position = tuple((a.origins[i] + p) % a.length for a, i, p in zip(axes, index, place, strict=True))
@@ -218,17 +219,17 @@ def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
     return out
 
 
-def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...]) -> Tensor:
+def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
     """Sum over the tiles that cover a position of value times the product of the axes' normalised weights."""
     axes, indices = _tiles(layout)
-    out = torch.zeros((*tiles.shape[1:3], *layout.size), dtype=torch.float64, device=tiles.device)
+    found = torch.zeros((*tiles.shape[1:3], *layout.size), dtype=torch.float64, device=tiles.device)
     for t, index in enumerate(indices):
         for place in itertools.product(*(range(w) for w in layout.tile)):
             position = tuple((a.origins[i] + p) % a.length for a, i, p in zip(axes, index, place, strict=True))
             weight = math.prod(float(w[i, p]) for w, i, p in zip(weights, index, place, strict=True))
             value = tiles[_at(place, t)].to(torch.float64)
-            out[_at(position)] += weight * value
-    return out.to(tiles.dtype)
+            found[_at(position)] += weight * value
+    return found.to(tiles.dtype) if out is None else out.copy_(found)
 
 
 def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], ...]) -> Tensor:

@@ -19,8 +19,10 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # man 5 proc: the peak resident set becomes the present one
 
 
-def extra_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> int | None:
+def extra_bytes(call: Callable[[], Any], device: torch.device | str = "cpu", result_is_new: bool = True) -> int | None:
     """Bytes that a call takes at its peak beyond what was there before and the tensors that it returns.
+
+    `result_is_new` is False where these were there before.
 
     Call it once before: what a library keeps from its first call on (scratch memory of oneDNN, plans) is not counted.
     On a CUDA device it is what torch's allocator hands out. On Linux it is the peak of the process's resident memory,
@@ -31,7 +33,9 @@ def extra_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> 
         Bytes, or None where it is unknown: on another system, or where the peak can't be reset.
     """
     device = torch.device(device)
-    return _on_cuda(call, device) if device.type == "cuda" else _on_linux(call) if device.type == "cpu" else None
+    if device.type == "cuda":
+        return _on_cuda(call, device, result_is_new)
+    return _on_linux(call, result_is_new) if device.type == "cpu" else None
 
 
 def noise_bytes() -> int:
@@ -58,16 +62,17 @@ def _tensors(result: Any) -> Iterable[Tensor]:
             yield from _tensors(part)
 
 
-def _on_cuda(call: Callable[[], Any], device: torch.device) -> int:
+def _on_cuda(call: Callable[[], Any], device: torch.device, result_is_new: bool) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     result = call()
     torch.cuda.synchronize(device)
-    return max(0, torch.cuda.max_memory_allocated(device) - before - result_bytes(result))
+    new = result_bytes(result) if result_is_new else 0
+    return max(0, torch.cuda.max_memory_allocated(device) - before - new)
 
 
-def _on_linux(call: Callable[[], Any]) -> int | None:
+def _on_linux(call: Callable[[], Any], result_is_new: bool) -> int | None:
     gc.collect()
     _give_back_freed()
     try:
@@ -79,7 +84,7 @@ def _on_linux(call: Callable[[], Any]) -> int | None:
         peak = _status_bytes("VmHWM")
     except (OSError, LookupError):
         return None
-    extra = peak - before - result_bytes(result)
+    extra = peak - before - (result_bytes(result) if result_is_new else 0)
     return extra if extra >= noise_bytes() else 0
 
 

@@ -13,10 +13,11 @@ import tiledattn as ta
 from .ways import NotOfferedError
 
 
-def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Callable[[], Tensor]:
+def multidiffusion(tiles: Tensor, layout: ta.TileLayout, out: Tensor | None = None) -> Callable[[], Tensor]:
     """The value-and-count loop of MultiDiffusion's pipelines, with uniform weights, ready to be called.
 
-    As in diffusers' panorama pipeline value and count are made once, before all steps, and zeroed in every step.
+    As in diffusers' panorama pipeline value and count are made once, before all steps, and zeroed in every step; the
+    average goes to new memory, or to `out`.
     """
     value = tiles.new_empty(*tiles.shape[1:3], *layout.size)
     count = torch.empty_like(value)
@@ -28,7 +29,7 @@ def multidiffusion(tiles: Tensor, layout: ta.TileLayout) -> Callable[[], Tensor]
         for tile, (y, x) in zip(tiles, layout.origins, strict=True):
             value[:, :, y : y + height, x : x + width] += tile
             count[:, :, y : y + height, x : x + width] += 1
-        return torch.where(count > 0, value / count, value)
+        return torch.where(count > 0, value / count, value, out=out)
 
     return step
 
@@ -49,10 +50,10 @@ def fold(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
     return total / F.fold(ones, layout.size, layout.tile, stride=layout.step)
 
 
-def slices(canvas: Tensor, layout: ta.TileLayout) -> Tensor:
-    """Slicing by hand."""
+def slices(canvas: Tensor, layout: ta.TileLayout, out: Tensor | None = None) -> Tensor:
+    """Slicing by hand, to new memory or to `out`."""
     height, width = layout.tile
-    return torch.stack([canvas[:, :, y : y + height, x : x + width] for y, x in layout.origins])
+    return torch.stack([canvas[:, :, y : y + height, x : x + width] for y, x in layout.origins], out=out)
 
 
 def pad_by_canvas(tiles: Tensor, layout: ta.TileLayout, pad: int) -> Tensor:

@@ -84,7 +84,7 @@ def _measured(
     estimates: dict[str, float] = {}
     for name in [name for name in calls if rows[name]["kind"] != "limit"]:
         try:
-            rows[name]["extra_bytes"], spent = _memory(calls[name][0], device)
+            rows[name]["extra_bytes"], spent = _memory(calls[name][0], device, case.result_is_new)
         except Exception as problem:
             rows[name] = _broken(rows[name], problem)
             del calls[name]
@@ -96,7 +96,7 @@ def _measured(
     return {"input_sets": len(sets), "rows": list(rows.values())}
 
 
-def _memory(call: Call, device: torch.device) -> tuple[int | None, float]:
+def _memory(call: Call, device: torch.device, result_is_new: bool) -> tuple[int | None, float]:
     """Extra bytes of a call, and its seconds without what counting them takes."""
     spent = 0.0
 
@@ -107,7 +107,7 @@ def _memory(call: Call, device: torch.device) -> tuple[int | None, float]:
         spent = time.perf_counter() - began
         return result
 
-    return extra_bytes(timed, device), spent
+    return extra_bytes(timed, device, result_is_new), spent
 
 
 def _times(

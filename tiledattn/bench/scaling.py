@@ -195,7 +195,7 @@ def measured(sweep: Sweep, rounds: int, device: torch.device) -> tuple[Data | No
     seconds = timed(sweep.loads, ready, rounds, device)
     points: list[Data] = []
     for load, (call, input_bytes, _), samples in zip(sweep.loads, ready, seconds.T, strict=True):
-        found = [] if load.threads else [extra_bytes(call, device) for _ in range(MEMORY_CALLS)]
+        found = [] if load.threads else [extra_bytes(call, device, sweep.result_is_new) for _ in range(MEMORY_CALLS)]
         extra = max((size for size in found if size is not None), default=None)
         low, median, high = np.quantile(samples, (0.25, 0.5, 0.75))
         point = {"x": load.x, "seconds": float(median), "spread": float((high - low) / median), "extra_bytes": extra}

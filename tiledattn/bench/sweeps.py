@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +23,7 @@ from .tile_cases import TileCase
 from .timing import DEFAULT_CACHE_BYTES, last_level_cache
 from .ways import DTYPES, Call, Case, Verdict, Way
 
-GRIDS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+GRIDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUICK_GRIDS = (1, 2, 3, 4, 6, 8)
 TILE_GRIDS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 QUICK_TILE_GRIDS = (1, 2, 4, 6, 8, 10)
@@ -71,6 +71,7 @@ class Sweep:
         loads: the sizes.
         fit_from: the least x that the exponents are fitted to.
         note: what to know about the figures.
+        result_is_new: whether every call makes its result's memory anew.
     """
 
     operation: str
@@ -80,6 +81,7 @@ class Sweep:
     loads: tuple[Load, ...]
     fit_from: float = 0.0
     note: str = ""
+    result_is_new: bool = True
 
     @property
     def name(self) -> str:
@@ -144,7 +146,11 @@ def attention_tile(device: torch.device, dtype: str, tiles: tuple[int, ...]) -> 
 
 
 def tiles_area(operation: str, device: torch.device, dtype: str, grids: tuple[int, ...]) -> Sweep:
-    """Blending or extraction of n x n tiles of 16x128x128 that overlap by 32; the canvas has borders."""
+    """Blending or extraction of n x n tiles of 16x128x128 that overlap by 32; the canvas has borders.
+
+    Results go into memory that is kept, as in a loop of steps: the system's allocator gives results beyond 32 MB new
+    memory at every call, which is a step in time and no power of the area.
+    """
 
     def loads() -> Iterator[Load]:
         for n in grids:
@@ -156,10 +162,10 @@ def tiles_area(operation: str, device: torch.device, dtype: str, grids: tuple[in
     beyond = [load.x for load in made if (load.work or 0) > 1.5 * cache]
     note = (
         "Blending and extraction are fitted from where inputs and outputs are one and a half times as large as the "
-        "caches: calls that stay in the caches take less time per byte."
+        "caches: calls that stay in the caches take less time per byte. Results go into memory that is kept (`out=`)."
     )
     fit_from = beyond[0] if len(beyond) > 2 else made[-3:][0].x
-    return Sweep(operation, "canvas area", "tiles", dtype, made, fit_from=fit_from, note=note)
+    return Sweep(operation, "canvas area", "tiles", dtype, made, fit_from=fit_from, note=note, result_is_new=False)
 
 
 def threads_sweeps(device: torch.device, dtype: str) -> list[Sweep]:
@@ -193,28 +199,27 @@ def _attention(
     case = AttentionCase("attention", "", {}, layout, (halo, halo), HEADS, DIM, 1)
     call = partial(ta.cross_tile_attention, layout=layout, halo=(halo, halo))
     work = float(attention_plan(layout, (halo, halo)).num_pairs)
-    return Load(x, partial(_ready, case, call, device, dtype), None if threads else work, threads)
+    return Load(x, partial(_ready, case, partial(partial, call), device, dtype), None if threads else work, threads)
 
 
 def _tiles(
     operation: str, layout: ta.TileLayout, device: torch.device, dtype: str, x: float, threads: int | None = None
 ) -> Load:
-    case = TileCase(operation, "", {}, layout, 16)
-    call: Callable[..., Any] = (
-        partial(ta.blend_tiles, layout=layout, window="uniform")
-        if operation == "blending"
-        else partial(ta.extract_tiles, layout=layout)
-    )
+    case = TileCase(operation, "", {}, layout, 16, kept=True)
+
+    def prepare(x: torch.Tensor) -> Call:
+        out = case.result(x)
+        if operation == "blending":
+            return partial(ta.blend_tiles, x, layout, "uniform", out=out)
+        return partial(ta.extract_tiles, x, layout, out=out)
+
     work = case.amount(DTYPES[dtype])
-    return Load(x, partial(_ready, case, call, device, dtype), None if threads else work, threads)
+    return Load(x, partial(_ready, case, prepare, device, dtype), None if threads else work, threads)
 
 
-def _ready(case: Case, call: Callable[..., Any], device: torch.device, dtype: str) -> Ready:
-    """Inputs, the call with the backend that "auto" takes, and its verdict against float64."""
+def _ready(case: Case, prepare: Callable[..., Call], device: torch.device, dtype: str) -> Ready:
+    """Inputs, the call on them with the backend that "auto" takes, and its verdict against float64."""
     inputs = case.inputs(device, DTYPES[dtype], 0)
-
-    def run() -> Any:
-        return call(*inputs)
-
+    run = prepare(*inputs)
     verdict = case.judge(inputs)(run(), Way("auto", "ours", lambda _: run))
     return Ready(run, sum(x.nbytes for x in inputs), verdict)

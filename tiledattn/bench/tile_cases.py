@@ -16,7 +16,7 @@ from . import peers_optional, tile_judge
 from . import peers_tiles as peers
 from .ways import Call, Case, Inputs, Judge, Verdict, Way, budget_by_rows, our_backends, random
 
-Function = Callable[[Tensor, ta.TileLayout], Tensor]
+Function = Callable[..., Tensor]  # of the data and the layout
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,20 @@ class TileCase(Case):
         layout: tiles, in the positions that are moved (latents or pixels).
         channels: C.
         pad: positions of a ring, for padding.
+        kept: results go into memory that is there before, as where a loop of steps keeps it: only ways that can do so.
     """
 
     layout: ta.TileLayout
     channels: int
     pad: int = 0
+    kept: bool = False
 
     unit = "GB/s"
+
+    @property
+    def result_is_new(self) -> bool:
+        """Unless it is kept."""
+        return not self.kept
 
     def amount(self, dtype: torch.dtype) -> float:
         """Bytes read and written when every input and output element moves once."""
@@ -62,9 +69,13 @@ class TileCase(Case):
         """
         loop = [Way("MultiDiffusion loop", "peer", self._loop)] if self.operation == "blending" else []
         return [
-            *(Way(name, "ours", partial(self._call, self._ours(name))) for name in our_backends(device)),
+            *(Way(name, "ours", partial(self._call, self._ours(name), True)) for name in our_backends(device)),
             *loop,
-            *(Way(name, "peer", partial(self._call, function)) for name, function in self._peers().items()),
+            *(
+                Way(name, "peer", partial(self._call, function, keeps))
+                for name, (function, keeps) in self._peers().items()
+                if keeps or not self.kept
+            ),
             Way("a copy of the same bytes", "limit", self._copy),
         ]
 
@@ -89,26 +100,42 @@ class TileCase(Case):
             return partial(ta.extract_tiles, backend=backend)
         return partial(ta.pad_tiles, pad=self.pad, backend=backend)
 
-    def _peers(self) -> dict[str, Function]:
+    def _peers(self) -> dict[str, tuple[Function, bool]]:
+        """Functions, and whether they take an `out`."""
         if self.operation == "blending":
             return {
-                "TileMerger": peers_optional.toolbelt_blending,
-                "MONAI": peers_optional.monai_blending,
-                "F.fold": peers.fold,
+                "TileMerger": (peers_optional.toolbelt_blending, False),
+                "MONAI": (peers_optional.monai_blending, False),
+                "F.fold": (peers.fold, False),
             }
         if self.operation == "extraction":
-            return {"slices + stack": peers.slices}
-        return {"canvas, zeros, slices": partial(peers.pad_by_canvas, pad=self.pad)}
+            return {"slices + stack": (peers.slices, True)}
+        return {"canvas, zeros, slices": (partial(peers.pad_by_canvas, pad=self.pad), False)}
 
-    def _call(self, function: Function, inputs: Inputs) -> Call:
-        return lambda: function(inputs[0], self.layout)
+    def _call(self, function: Function, keeps: bool, inputs: Inputs) -> Call:
+        if not self.kept:
+            return lambda: function(inputs[0], self.layout)
+        into = partial(function, out=self.result(inputs[0]))
+        return lambda: into(inputs[0], self.layout)
+
+    def result(self, x: Tensor) -> Tensor:
+        """Memory in use, of a result's shape, without a right number in it."""
+        count, batch = self.layout.num_tiles, x.shape[-2 - len(self.layout.size)]
+        shape = (batch, self.channels, *self.layout.size)
+        if self.operation != "blending":
+            shape = (count, batch, self.channels, *(w + 2 * self.pad for w in self.layout.tile))
+        return x.new_full(shape, math.nan)
 
     def _loop(self, inputs: Inputs) -> Call:
-        return peers.multidiffusion(inputs[0], self.layout)
+        return peers.multidiffusion(inputs[0], self.layout, self.result(inputs[0]) if self.kept else None)
 
     def _copy(self, inputs: Inputs) -> Call:
-        """Into new memory, as every way here makes its result; the run's own copy goes into memory in use."""
-        return peers.same_bytes(self.amount(inputs[0].dtype), inputs[0]).clone
+        """Into memory of the kind that the case's results go to; the run's own copy goes into memory in use."""
+        source = peers.same_bytes(self.amount(inputs[0].dtype), inputs[0])
+        if not self.kept:
+            return source.clone
+        target = torch.zeros_like(source)
+        return lambda: target.copy_(source)
 
 
 def _same(found: Tensor, right: Tensor) -> bool:
@@ -119,9 +146,13 @@ _LARGE, _LATENTS = ta.TileLayout((800, 800), 128, 32), ta.TileLayout((384, 384),
 _LEVEL, _PICTURE = ta.TileLayout((256, 256), 64, 0), ta.TileLayout((2176, 2176), 512, 96)
 _DTYPES = {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
 
+_MOVES = ("blending", "extraction")
+
 CASES: list[Case] = [
-    *(TileCase(o, "64 tiles of 16x128x128", _DTYPES, _LARGE, 16, quick=True) for o in ("blending", "extraction")),
-    *(TileCase(o, "121 tiles of 4x64x64", _DTYPES, _LATENTS, 4, quick=True) for o in ("blending", "extraction")),
-    *(TileCase(o, "25 tiles of 64x512x512", {"cuda": ("bfloat16",)}, _PICTURE, 64) for o in ("blending", "extraction")),
+    *(TileCase(o, "64 tiles of 16x128x128", _DTYPES, _LARGE, 16, quick=True) for o in _MOVES),
+    *(TileCase(o, "64 tiles of 16x128x128, kept memory", _DTYPES, _LARGE, 16, 0, True, quick=True) for o in _MOVES),
+    *(TileCase(o, "121 tiles of 4x64x64", _DTYPES, _LATENTS, 4, quick=True) for o in _MOVES),
+    *(TileCase(o, "121 tiles of 4x64x64, kept memory", _DTYPES, _LATENTS, 4, 0, True, quick=True) for o in _MOVES),
+    *(TileCase(o, "25 tiles of 64x512x512", {"cuda": ("bfloat16",)}, _PICTURE, 64) for o in _MOVES),
     TileCase("padding", "16 tiles of 320x64x64, ring 1", _DTYPES, _LEVEL, 320, 1),
 ]

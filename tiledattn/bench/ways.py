@@ -73,6 +73,11 @@ class Case(ABC):
 
     unit = ""  # "TFLOP/s", "GB/s", or "" where only time counts
 
+    @property
+    def result_is_new(self) -> bool:
+        """Whether every call makes its result's memory anew."""
+        return True
+
     @abstractmethod
     def amount(self, dtype: torch.dtype) -> float:
         """Floating-point operations, or bytes read and written, of one call; 0 where only time counts."""

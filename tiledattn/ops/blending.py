@@ -9,12 +9,12 @@ from torch import Tensor
 from ..dispatch import check_name
 from ..geometry import WINDOWS, TileLayout
 from . import calling
-from .checks import check_canvas, check_layout, check_tensor, check_tiles
+from .checks import check_canvas, check_layout, check_out, check_tensor, check_tiles
 
 Window = str | Sequence[Tensor]
 
 
-def extract_tiles(canvas: Tensor, layout: TileLayout, *, backend: str = "auto") -> Tensor:
+def extract_tiles(canvas: Tensor, layout: TileLayout, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Cuts a canvas into the layout's tiles.
 
     tiles[t, :, :, r] = canvas[:, :, origin_t + r], modulo the canvas's size on periodic axes.
@@ -22,20 +22,28 @@ def extract_tiles(canvas: Tensor, layout: TileLayout, *, backend: str = "auto") 
     Args:
         canvas: [B, C, *size], any strides.
         layout: the layout, in the canvas's own positions (pixels or latents).
+        out: a contiguous tensor like the result that it is written to; None for new memory. Large results into new
+            memory take longer: the operating system fills it with zeros first. No gradients.
         backend: "auto", or a name from `tiledattn.backends()`.
 
     Returns:
-        Tiles [T, B, C, *tile], contiguous, of the canvas's dtype.
+        Tiles [T, B, C, *tile], contiguous, of the canvas's dtype; `out` where it is given.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype or shape, naming it.
+        RuntimeError: `out` is given, and gradients would be needed.
         BackendUnavailableError: the named backend can't take this call, with the reason.
     """
     check_layout(layout)
-    return calling.extract_tiles(check_canvas(canvas, layout), layout.as_ints(), check_name(backend))
+    x = check_canvas(canvas, layout)
+    if out is not None:
+        check_out(out, (layout.num_tiles, *x.shape[:2], *layout.tile), "canvas", x)
+    return calling.extract_tiles(x, layout.as_ints(), check_name(backend), out=out)
 
 
-def blend_tiles(tiles: Tensor, layout: TileLayout, window: Window = "hann", *, backend: str = "auto") -> Tensor:
+def blend_tiles(
+    tiles: Tensor, layout: TileLayout, window: Window = "hann", *, out: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """Blends overlapping tiles into one canvas; the inverse of `extract_tiles` for every layout and window.
 
     canvas[:, :, x] = sum_t W_t(x) tiles[t, :, :, x - origin_t] / sum_t W_t(x), over the tiles that cover x. W is a
@@ -47,13 +55,16 @@ def blend_tiles(tiles: Tensor, layout: TileLayout, window: Window = "hann", *, b
         layout: the layout, in the canvas's own positions.
         window: "uniform", "hann", "linear", "gaussian" (see `geometry.window_weights`), or one 1-D tensor per axis,
             [tile] with positive finite weights (they get no gradient).
+        out: a contiguous tensor like the result that it is written to; None for new memory. Large results into new
+            memory take longer: the operating system fills it with zeros first. No gradients.
         backend: "auto", or a name from `tiledattn.backends()`.
 
     Returns:
-        Canvas [B, C, *size], contiguous, of the tiles' dtype.
+        Canvas [B, C, *size], contiguous, of the tiles' dtype; `out` where it is given.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype or shape, naming it.
+        RuntimeError: `out` is given, and gradients would be needed.
         BackendUnavailableError: the named backend can't take this call, with the reason.
 
     Averaging predictions over overlapping views is MultiDiffusion's (Bar-Tal et al., 2023); the Gaussian window is
@@ -62,7 +73,9 @@ def blend_tiles(tiles: Tensor, layout: TileLayout, window: Window = "hann", *, b
     check_layout(layout)
     x = check_tiles(tiles, layout)
     kind, tables = _check_window(window, layout, x)
-    return calling.blend_tiles(x, tables, layout.as_ints(), kind, check_name(backend))
+    if out is not None:
+        check_out(out, (*x.shape[1:3], *layout.size), "tiles", x)
+    return calling.blend_tiles(x, tables, layout.as_ints(), kind, check_name(backend), out=out)
 
 
 def _check_window(window: object, layout: TileLayout, tiles: Tensor) -> tuple[str, list[Tensor]]:

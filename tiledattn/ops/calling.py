@@ -26,6 +26,15 @@ def _nobody_listens(*tensors: Tensor) -> bool:
     )
 
 
+def _writable_directly(out: Tensor, *inputs: Tensor) -> bool:
+    """Whether `out` may be filled past the dispatcher; if so, autograd hears of it as of all that changes in place."""
+    if not _nobody_listens(out, *inputs) or (out.is_inference() and not torch.is_inference_mode_enabled()):
+        return False
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return True
+
+
 def _refuse_tangents(op: str, *tensors: Tensor | None) -> None:
     """The operators have no forward-mode derivatives, and torch would take them for zeros.
 
@@ -40,7 +49,9 @@ def _refuse_tangents(op: str, *tensors: Tensor | None) -> None:
 
 _attention_directly = without_autocast(library._attention)
 _extract_directly = without_autocast(library._extract)
+_extract_out_directly = without_autocast(library._extract_out)
 _blend_directly = without_autocast(library._blend)
+_blend_out_directly = without_autocast(library._blend_out)
 _pad_directly = without_autocast(library._pad)
 _norm_directly = without_autocast(library._norm)
 
@@ -53,17 +64,26 @@ def cross_tile_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[T
     return found
 
 
-def extract_tiles(canvas: Tensor, *rest: Any) -> Tensor:
-    """The operator of that name."""
-    _refuse_tangents("extract_tiles", canvas)
+def extract_tiles(canvas: Tensor, *rest: Any, out: Tensor | None = None) -> Tensor:
+    """The operator of that name; with `out`, the one that writes there."""
+    _refuse_tangents("extract_tiles", canvas, out)
+    if out is not None:
+        op = _extract_out_directly if _writable_directly(out, canvas) else torch.ops.tiledattn.extract_tiles_out.default
+        op(canvas, *rest, out)
+        return out
     op = _extract_directly if _nobody_listens(canvas) else torch.ops.tiledattn.extract_tiles.default
     found: Tensor = op(canvas, *rest)
     return found
 
 
-def blend_tiles(tiles: Tensor, windows: list[Tensor], *rest: Any) -> Tensor:
-    """The operator of that name."""
-    _refuse_tangents("blend_tiles", tiles)
+def blend_tiles(tiles: Tensor, windows: list[Tensor], *rest: Any, out: Tensor | None = None) -> Tensor:
+    """The operator of that name; with `out`, the one that writes there."""
+    _refuse_tangents("blend_tiles", tiles, out)
+    if out is not None:
+        directly = _writable_directly(out, tiles, *windows)
+        op = _blend_out_directly if directly else torch.ops.tiledattn.blend_tiles_out.default
+        op(tiles, windows, *rest, out)
+        return out
     op = _blend_directly if _nobody_listens(tiles, *windows) else torch.ops.tiledattn.blend_tiles.default
     found: Tensor = op(tiles, windows, *rest)
     return found

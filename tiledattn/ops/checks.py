@@ -82,6 +82,34 @@ def check_same(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name}: dtype is {x.dtype}, but {like_name} has {like.dtype}; cast one to the other")
 
 
+def check_out(out: object, shape: tuple[int, ...], name: str, like: Tensor) -> Tensor:
+    """`out` can take a result of that shape, with the device and dtype of the input `like`, and shares no memory."""
+    x = check_tensor("out", out)
+    check_same("out", x, name, like)
+    if tuple(x.shape) != shape:
+        raise ValueError(f"out: shape is {_shape(x)}; the result needs {_spell(shape)}")
+    if not x.is_contiguous():
+        raise ValueError("out: not contiguous; the result needs a contiguous tensor")
+    if torch.is_grad_enabled() and (x.requires_grad or like.requires_grad):
+        raise RuntimeError(
+            f"out: no gradients flow through it, but {name if like.requires_grad else 'out'} requires "
+            "grad; leave out away, or call inside torch.no_grad()"
+        )
+    if _shares_memory(x, like):
+        raise ValueError(f"out: shares memory with {name}, which is read while it is written; pass another tensor")
+    return x
+
+
+def _shares_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors' first to last elements overlap in memory (never said of traced ones, which have none)."""
+    if torch.compiler.is_compiling() or x.is_meta or not x.numel() or not y.numel():
+        return False
+    if not torch._C._is_alias_of(x, y):  # type: ignore[attr-defined]
+        return False
+    ends = [t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in (x, y)]
+    return x.storage_offset() <= ends[1] and y.storage_offset() <= ends[0]
+
+
 def _shape(x: Tensor) -> str:
     return _spell(tuple(x.shape))
 

@@ -162,6 +162,11 @@ def _extract(canvas: Tensor, layout: list[int], backend: str) -> Tensor:
     return result
 
 
+def _extract_out(canvas: Tensor, layout: list[int], backend: str, out: Tensor) -> None:
+    module = dispatch.select("extract_tiles", backend, canvas.device, canvas.dtype)
+    module.extract_tiles(canvas, layout=TileLayout.from_ints(layout), out=out)
+
+
 def _extract_fake(canvas: Tensor, layout: list[int], backend: str) -> Tensor:
     shape = TileLayout.from_ints(layout)
     return canvas.new_empty((shape.num_tiles, *canvas.shape[:2], *shape.tile))
@@ -176,6 +181,12 @@ def _blend(tiles: Tensor, windows: list[Tensor], layout: list[int], window: str,
     shape = TileLayout.from_ints(layout)
     result: Tensor = module.blend_tiles(tiles, layout=shape, weights=_windows(tiles, windows, shape, window))
     return result
+
+
+def _blend_out(tiles: Tensor, windows: list[Tensor], layout: list[int], window: str, backend: str, out: Tensor) -> None:
+    module = dispatch.select("blend_tiles", backend, tiles.device, tiles.dtype)
+    shape = TileLayout.from_ints(layout)
+    module.blend_tiles(tiles, layout=shape, weights=_windows(tiles, windows, shape, window), out=out)
 
 
 def _blend_fake(tiles: Tensor, windows: list[Tensor], layout: list[int], window: str, backend: str) -> Tensor:
@@ -343,6 +354,14 @@ def _register() -> None:
         register = torch.library.register_autograd
         register(op, _linear_backward(name, True), setup_context=_linear_setup, lib=LIB)
         register(transpose, _linear_backward(name, False), setup_context=_linear_setup, lib=LIB)
+
+    extract, blend = (f"{data}, {args}, str backend, Tensor(a!) out" for _, data, args, *_ in linear[:2])
+    define(f"extract_tiles_out({extract}) -> ()", _extract_out, _nothing)
+    define(f"blend_tiles_out({blend}) -> ()", _blend_out, _nothing)
+
+
+def _nothing(*args: Any) -> None:
+    """The shape of no result."""
 
 
 def _linear_fake(name: str) -> Callable[..., Tensor]:

@@ -30,27 +30,29 @@ def _even_runs(origins: tuple[int, ...]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
+def extract_tiles(canvas: Tensor, *, layout: TileLayout, out: Tensor | None = None) -> Tensor:
     """[B, C, *size] -> [T, B, C, *tile]: one strided copy per run of evenly spaced tiles."""
     axes = len(layout.size)
     for d, (axis, origins) in enumerate(zip(layout.axes, layout.axis_origins, strict=True)):
         beyond = origins[-1] + axis.tile - axis.length
         if beyond > 0:
             canvas = torch.cat([canvas, canvas.narrow(2 + d, 0, beyond)], 2 + d)
-    out = canvas.new_empty((*layout.grid, *canvas.shape[:2], *layout.tile))
+    shape = (*layout.grid, *canvas.shape[:2], *layout.tile)
+    found = canvas.new_empty(shape) if out is None else out.view(shape)
     order = (*range(2, 2 + axes), 0, 1, *range(2 + axes, 2 + 2 * axes))
     for runs in itertools.product(*(_even_runs(origins) for origins in layout.axis_origins)):
         view = canvas
         for d, (first, count, step) in enumerate(runs):
             width, origin = layout.tile[d], layout.axis_origins[d][first]
             view = view.narrow(2 + d, origin, (count - 1) * step + width).unfold(2 + d, width, step)
-        out[tuple(slice(first, first + count) for first, count, _ in runs)] = view.permute(order)
-    return out.flatten(0, axes - 1)
+        found[tuple(slice(first, first + count) for first, count, _ in runs)] = view.permute(order)
+    return found.flatten(0, axes - 1) if out is None else out
 
 
-def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...]) -> Tensor:
+def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
     """[T, B, C, *tile] -> [B, C, *size], weights per axis [tiles on the axis, tile], summing to 1 everywhere."""
-    return _add_up(tiles, layout, weights).to(tiles.dtype)
+    found = _add_up(tiles, layout, weights)
+    return found.to(tiles.dtype) if out is None else out.copy_(found)
 
 
 def sum_tiles(tiles: Tensor, *, layout: TileLayout) -> Tensor:

@@ -183,26 +183,27 @@ def cross_tile_attention_backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def extract_tiles(canvas: Tensor, *, layout: TileLayout) -> Tensor:
+def extract_tiles(canvas: Tensor, *, layout: TileLayout, out: Tensor | None = None) -> Tensor:
     """Cuts [B, C, *size] (any strides) into [T, B, C, *tile] (contiguous), in one launch."""
     from .tiles import extract_tiles_fwd
 
-    return extract_tiles_fwd(canvas, layout)
+    return extract_tiles_fwd(canvas, layout, out=out)
 
 
-def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...]) -> Tensor:
+def blend_tiles(tiles: Tensor, *, layout: TileLayout, weights: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
     """Blends [T, B, C, *tile] (any strides) into [B, C, *size] (contiguous), in one launch.
 
     Args:
         tiles: the tile batch.
         layout: how the canvas is cut.
         weights: per axis the normalised weights of every tile, float32 [tiles on the axis, tile].
+        out: where the result goes, None for new memory.
 
     Every position is accumulated in float32, tiles in ascending order.
     """
     from .tiles import blend_tiles_fwd
 
-    return blend_tiles_fwd(tiles, layout, weights)
+    return blend_tiles_fwd(tiles, layout, weights, out=out)
 
 
 def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], ...]) -> Tensor:

@@ -102,10 +102,13 @@ def _blocks(rows: int, runs: int, run: int) -> tuple[int, int, int]:
     return height, width, triton.cdiv(rows, height) * triton.cdiv(runs, width)
 
 
-def extract_tiles_fwd(canvas: Tensor, layout: TileLayout, wide_offsets: bool | None = None) -> Tensor:
+def extract_tiles_fwd(
+    canvas: Tensor, layout: TileLayout, wide_offsets: bool | None = None, out: Tensor | None = None
+) -> Tensor:
     """Cuts [B, C, *size] into [T, B, C, *tile]; `wide_offsets` forces or forbids 64-bit memory offsets."""
     B, C = canvas.shape[:2]
-    out = torch.empty((layout.num_tiles, B, C, *layout.tile), dtype=canvas.dtype, device=canvas.device)
+    if out is None:
+        out = torch.empty((layout.num_tiles, B, C, *layout.tile), dtype=canvas.dtype, device=canvas.device)
     if out.numel() == 0:
         return out
     strides = _strides(canvas, 2)
@@ -123,11 +126,16 @@ def extract_tiles_fwd(canvas: Tensor, layout: TileLayout, wide_offsets: bool | N
 
 
 def blend_tiles_fwd(
-    tiles: Tensor, layout: TileLayout, weights: tuple[Tensor, ...], wide_offsets: bool | None = None
+    tiles: Tensor,
+    layout: TileLayout,
+    weights: tuple[Tensor, ...],
+    wide_offsets: bool | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Blends [T, B, C, *tile] into [B, C, *size]; `wide_offsets` forces or forbids 64-bit memory offsets."""
     B, C = tiles.shape[1:3]
-    out = torch.empty((B, C, *layout.size), dtype=tiles.dtype, device=tiles.device)
+    if out is None:
+        out = torch.empty((B, C, *layout.size), dtype=tiles.dtype, device=tiles.device)
     if out.numel() == 0:
         return out
     strides = _strides(tiles, 3)
