@@ -161,9 +161,12 @@ def test_halves_are_rounded_to_nearest_even(instruction_set, dtype):
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("size", "tile", "overlap"), [((2100, 2101), (700, 601), (37, 50)), ((4800000,), 3001, 7)])
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"),
+    [((2100, 2101), (700, 601), (37, 50)), ((4800000,), 3001, 7), ((2112, 2112), (704, 704), (32, 48))],
+)
 def test_large_results_are_streamed_past_the_caches(instruction_set, dtype, size, tile, overlap):
-    """Rows that begin and end inside a cache line, by several threads."""
+    """Rows that begin and end inside a cache line or, in the last case, with one; by several threads."""
     layout = ta.TileLayout(size, tile, overlap, True)
     canvas = random(1, 2, *size, dtype=dtype)
     threads = torch.get_num_threads()
@@ -185,6 +188,35 @@ def test_large_results_are_streamed_past_the_caches(instruction_set, dtype, size
         window = [slice(o, o + w + 5) for o, w in zip(layout.origins[t], layout.tile, strict=True)]
         assert torch.equal(padded[t], wide[(..., *window)])
     assert relative_error(blended, canvas) <= 4 * torch.finfo(torch.float32).eps
+
+
+@needs_library
+@pytest.mark.parametrize("shift", [0, 1, 16])
+def test_lines_are_written_whole_only_where_they_begin(instruction_set, shift):
+    """A result that begins inside a cache line, into memory around which nothing may change."""
+    layout = ta.TileLayout((2112, 2112), (704, 704), (32, 64))
+    canvas = random(1, 1, *layout.size)
+    tiles = native.extract_tiles(canvas, layout=layout)
+    wide = torch.full((canvas.numel() + 64,), -7.0)
+    out = wide[shift : shift + canvas.numel()].view_as(canvas)
+    weights = window_tables(layout, "hann", tiles.device, torch.float32)
+    assert native.blend_tiles(tiles, layout=layout, weights=weights, out=out) is out
+    assert relative_error(out, canvas) <= 4 * torch.finfo(torch.float32).eps
+    assert (wide[:shift] == -7).all()
+    assert (wide[shift + canvas.numel() :] == -7).all()
+    assert torch.equal(out, native.blend_tiles(tiles, layout=layout, weights=weights))
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_rows_of_tiles_are_added_in_any_number(instruction_set, dtype):
+    """Up to nine lie over one another here: they are added two at a time, one may be left."""
+    layout = ta.TileLayout((5, 12, 150), (3, 7, 90), (2, 5, 33), (False, True, False))
+    tiles = random(layout.num_tiles, 1, 1, *layout.tile, dtype=dtype)
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = window_tables(layout, "gaussian", tiles.device, sums)
+    exact = reference.blend_tiles(tiles.double(), layout=layout, weights=tuple(w.double() for w in weights))
+    assert_within_budget(native.blend_tiles(tiles, layout=layout, weights=weights), exact.to(dtype), exact)
 
 
 @needs_library

@@ -62,6 +62,17 @@ def test_memory_that_the_allocator_kept_counts_again():
     assert memory.extra_bytes(call) == pytest.approx(62.5 * MIB, abs=ABOUT)
 
 
+@LINUX
+def test_a_result_that_was_there_takes_nothing_off():
+    kept = torch.ones(48 * MIB, dtype=torch.uint8)
+
+    def call():
+        return torch.add(torch.ones(48 * MIB, dtype=torch.uint8), 1, out=kept)
+
+    call()
+    assert memory.extra_bytes(call, result_is_new=False) == pytest.approx(48 * MIB, abs=ABOUT)
+
+
 def test_where_the_peak_is_unknown(monkeypatch, tmp_path):
     assert memory.extra_bytes(lambda: None, "meta") is None
     for name in ("_RESET", "_STATUS"):

@@ -120,6 +120,27 @@ def test_tile_cases(operation, dtype):
     assert not judge(right, None).passed
 
 
+@pytest.mark.parametrize("operation", ["blending", "extraction"])
+def test_ways_that_can_write_into_kept_memory(operation, monkeypatch):
+    """All of them do, each into its own; what a call makes anew counts as extra."""
+    seen = []
+    monkeypatch.setattr(runner, "extra_bytes", lambda call, device, result_is_new: seen.append(result_is_new) or 0)
+    case = tile_cases.TileCase(operation, "tiny", {}, ta.TileLayout((28, 36), 12, 4), 3, kept=True)
+    rows = {row["way"]: row for row in runner.run(case, "float32", CPU, 0.0)["rows"]}
+    peer = "MultiDiffusion loop" if operation == "blending" else "slices + stack"
+    assert {peer, "a copy of the same bytes"} < rows.keys()
+    assert not {"MONAI", "TileMerger", "F.fold"} & rows.keys()
+    assert all("seconds" in row for row in rows.values())
+    assert seen
+    assert not any(seen)
+    inputs = case.inputs(CPU, torch.float32, 0)
+    for way in case.ways(CPU, torch.float32):
+        call = way.prepare(inputs)
+        assert call() is call()
+        assert way.kind == "limit" or case.judge(inputs)(call(), way).passed
+    assert case.result(inputs[0]).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients(dtype, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
@@ -174,7 +195,7 @@ def test_a_judge_that_breaks_gives_no_time(monkeypatch):
 
 
 def test_memory_and_least_bytes_are_kept(monkeypatch):
-    monkeypatch.setattr(runner, "extra_bytes", lambda call, device: 12345)
+    monkeypatch.setattr(runner, "extra_bytes", lambda call, device, result_is_new: 12345 if result_is_new else 0)
     rows, entry = run(("limit", "limit", wrong_by(lambda x: x)))
     assert rows["torch"]["extra_bytes"] == 12345
     assert rows["limit"]["extra_bytes"] is None

@@ -279,7 +279,7 @@ def test_a_wrong_kernel_is_noticed(monkeypatch):
     import tiledattn as ta
 
     right = ta.blend_tiles
-    monkeypatch.setattr(ta, "blend_tiles", lambda tiles, **options: right(tiles, **options) * 1.001)
+    monkeypatch.setattr(ta, "blend_tiles", lambda *inputs, **options: right(*inputs, **options) * 1.001)
     entry, reason = scaling.measured(sweeps.tiles_area("blending", CPU, "float32", (6, 7)), 2, CPU)
     assert entry is None
     assert reason.startswith("wrong, hence no figures: 36 tiles err by 1.")

@@ -28,7 +28,7 @@ def _nobody_listens(*tensors: Tensor) -> bool:
 
 def _writable_directly(out: Tensor, *inputs: Tensor) -> bool:
     """Whether `out` may be filled past the dispatcher; if so, autograd hears of it as of all that changes in place."""
-    if not _nobody_listens(out, *inputs) or (out.is_inference() and not torch.is_inference_mode_enabled()):
+    if not _nobody_listens(out, *inputs):
         return False
     if not out.is_inference():
         torch.autograd.graph.increment_version(out)

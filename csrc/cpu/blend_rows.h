@@ -1,0 +1,177 @@
+// Weighted sums of the tiles that cover a rectangle of a canvas. Internal to each source of csrc/cpu.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/vec.h"
+#include "tiledattn/blending.h"
+
+namespace tiledattn::TILEDATTN_ISA {
+namespace {
+
+constexpr int64_t kGather = 128;                // elements collected at a time where they are not adjacent
+constexpr int kTerms = 16;                      // tiles next to one another that are added up in registers,
+constexpr int kLayers = 2;                      // of so many rows of tiles
+constexpr int kMost = Vec::width < 16 ? 2 : 4;  // vectors of a row, as many as registers hold with their weights
+
+/// Tiles that cover a rectangle: `layers` rows of tiles, in each the same `count` places on x. Elements of the
+/// rectangle's first row, weights on x, and how far ahead of them the elements lie that are fetched meanwhile: each row
+/// may be on a page of its own.
+template <typename T>
+struct Terms {
+  int layers, count;
+  const T* from[kLayers][kTerms];
+  const Accumulator<T>* weights[kTerms];
+  int64_t ahead[kTerms];
+};
+
+/// Where the sums of a rectangle go, and the rows' weights in each layer: the products of those of z and y.
+template <typename S>
+struct Sums {
+  S* to;
+  int64_t row, rows, length;  // `row` elements from one row to the next
+  const S* scales[kLayers];
+  bool started;  // else they begin at zero
+};
+
+inline Vec load_numbers(const float* from, int64_t count) { return load_floats(from, count); }
+inline Vec load_numbers(const Half* from, int64_t count) { return from_float16(load_words(from, count)); }
+inline Vec load_numbers(const Brain* from, int64_t count) { return from_bfloat16(load_words(from, count)); }
+
+/// kWidth vectors of all rows from column x on. Each row stays in registers until all terms are added: weighed by x
+/// first, then by row. `kGiven` layers; `kCount` terms, 0: as many as there are. Never inlined: all of its variants in
+/// one function would leave none of them enough registers.
+template <int kGiven, int kCount, int kWidth, bool kStream, typename T>
+__attribute__((noinline)) void sum_columns(const Terms<T>& terms, int64_t row_stride, int64_t x,
+                                           const Sums<float>& sums) {
+  constexpr int kHeld = kCount ? kCount : 1;
+  const int count = kCount ? kCount : terms.count;
+  Vec weights[kHeld][kWidth];
+  int64_t ahead[kHeld];
+  const T* from[kGiven][kHeld];
+  for (int k = 0; k < kCount; ++k) {
+    ahead[k] = terms.ahead[k];
+    for (int i = 0; i < kWidth; ++i) weights[k][i] = load(terms.weights[k] + x + i * Vec::width);
+    for (int layer = 0; layer < kGiven; ++layer) from[layer][k] = terms.from[layer][k] + x;
+  }
+  float* to = sums.to + x;
+  for (int64_t row = 0; row < sums.rows; ++row, to += sums.row) {
+    Vec total[kWidth];
+    for (int layer = 0; layer < kGiven; ++layer) {
+      const Vec scale = Vec::all(sums.scales[layer][row]);
+      Vec found[kWidth];
+      for (int k = 0; k < count; ++k) {
+        const T* at = kCount ? from[layer][k] : terms.from[layer][k] + row * row_stride + x;
+        if constexpr (kStream) __builtin_prefetch(at + (kCount ? ahead[k] : terms.ahead[k]));
+        for (int i = 0; i < kWidth; ++i) {
+          const Vec numbers = load_numbers(at + i * Vec::width, Vec::width);
+          const Vec weight = kCount ? weights[k][i] : load(terms.weights[k] + x + i * Vec::width);
+          found[i] = k == 0 ? weight * numbers : fma(weight, numbers, found[i]);
+        }
+        if constexpr (kCount > 0) from[layer][k] += row_stride;
+      }
+      for (int i = 0; i < kWidth; ++i) {
+        if (layer > 0) {
+          total[i] = fma(scale, found[i], total[i]);
+        } else {
+          total[i] = sums.started ? fma(scale, found[i], load(to + i * Vec::width)) : scale * found[i];
+        }
+      }
+    }
+    for (int i = 0; i < kWidth; ++i)
+      kStream ? stream(to + i * Vec::width, total[i]) : store(to + i * Vec::width, total[i]);
+  }
+}
+
+/// The same for fewer elements of a row than a vector has.
+template <typename T>
+void sum_rest(const Terms<T>& terms, int64_t row_stride, int64_t x, const Sums<float>& sums) {
+  const int64_t rest = sums.length - x;
+  for (int64_t row = 0; row < sums.rows; ++row) {
+    float* to = sums.to + row * sums.row + x;
+    Vec total = sums.started ? load_floats(to, rest) : Vec::zero();
+    for (int layer = 0; layer < terms.layers; ++layer) {
+      Vec found = Vec::zero();
+      for (int k = 0; k < terms.count; ++k) {
+        const Vec numbers = load_numbers(terms.from[layer][k] + row * row_stride + x, rest);
+        found = fma(load_floats(terms.weights[k] + x, rest), numbers, found);
+      }
+      total = fma(Vec::all(sums.scales[layer][row]), found, total);
+    }
+    store_floats(to, total, rest);
+  }
+}
+
+template <int kGiven, int kCount, bool kStream, typename T>
+void sum_all(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
+  int64_t x = 0;
+  const auto fits = [&](int width) { return x + width * Vec::width <= sums.length; };
+  for (; fits(kMost); x += kMost * Vec::width) sum_columns<kGiven, kCount, kMost, kStream>(terms, row_stride, x, sums);
+  if (kMost > 2 && fits(2)) {
+    sum_columns<kGiven, kCount, 2, kStream>(terms, row_stride, x, sums);
+    x += 2 * Vec::width;
+  }
+  if (fits(1)) {
+    sum_columns<kGiven, kCount, 1, kStream>(terms, row_stride, x, sums);
+    x += Vec::width;
+  }
+  if (x < sums.length) sum_rest(terms, row_stride, x, sums);
+}
+
+template <int kGiven, bool kStream, typename T>
+void sum_layers(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
+  if (terms.count == 1) return sum_all<kGiven, 1, kStream>(terms, row_stride, sums);
+  if (terms.count == 2) return sum_all<kGiven, 2, kStream>(terms, row_stride, sums);
+  sum_all<kGiven, 0, kStream>(terms, row_stride, sums);
+}
+
+/// A rectangle of adjacent elements. With `kStream` whole vectors go past the caches, so that nothing is read in order
+/// to be overwritten: what is written then begins and ends at multiples of 64 bytes.
+template <bool kStream, typename T>
+void sum_rectangle(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
+  if (terms.layers == 1) return sum_layers<1, kStream>(terms, row_stride, sums);
+  sum_layers<2, kStream>(terms, row_stride, sums);
+}
+
+template <bool kStream>
+void sum_rectangle(const Terms<double>& terms, int64_t row_stride, const Sums<double>& sums) {
+  for (int64_t row = 0; row < sums.rows; ++row) {
+    double* to = sums.to + row * sums.row;
+    for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
+    for (int layer = 0; layer < terms.layers; ++layer) {
+      for (int k = 0; k < terms.count; ++k) {
+        const double *from = terms.from[layer][k] + row * row_stride, *weights = terms.weights[k];
+        const double scale = sums.scales[layer][row];
+        for (int64_t x = 0; x < sums.length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+      }
+    }
+  }
+}
+
+/// A rectangle of elements that are not adjacent on x: collected, row by row.
+template <typename T>
+void sum_apart(const Terms<T>& terms, int64_t row_stride, int64_t stride, const Sums<Accumulator<T>>& sums) {
+  T gathered[kLayers][kTerms][kGather];
+  Terms<T> found = terms;
+  Sums<Accumulator<T>> part = sums;
+  part.rows = 1;
+  for (int64_t row = 0; row < sums.rows; ++row) {
+    for (int layer = 0; layer < terms.layers; ++layer) part.scales[layer] = sums.scales[layer] + row;
+    for (int64_t done = 0; done < sums.length; done += kGather) {
+      part.length = sums.length - done < kGather ? sums.length - done : kGather;
+      part.to = sums.to + row * sums.row + done;
+      for (int k = 0; k < terms.count; ++k) {
+        found.weights[k] = terms.weights[k] + done;
+        for (int layer = 0; layer < terms.layers; ++layer) {
+          const T* from = terms.from[layer][k] + row * row_stride + done * stride;
+          for (int64_t i = 0; i < part.length; ++i) gathered[layer][k][i] = from[i * stride];
+          found.from[layer][k] = gathered[layer][k];
+        }
+      }
+      sum_rectangle<false>(found, 0, part);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tiledattn::TILEDATTN_ISA
