@@ -19,7 +19,7 @@ def test_the_cpu(tmp_path, monkeypatch):
     source.write_text(CPU_INFO)
     monkeypatch.setattr(environment, "CPU_INFO", source)
     assert environment.cpu_model() == "A Processor 9000 (MadeUp, 26, 2)"
-    assert "with AVX2, " in environment.cpu_name()
+    assert " (MadeUp, family 26, model 2) with AVX2, " in environment.cpu_name()
     monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "missing")
     monkeypatch.setattr(environment.platform, "processor", lambda: "")
     assert environment.cpu_model() is None

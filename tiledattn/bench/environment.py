@@ -112,12 +112,15 @@ def library_hash() -> str | None:
 
 
 def cpu_name() -> str:
-    """Architecture, vector units and number of cores: what the kernels' speed depends on."""
+    """Architecture, generation, vector units and number of cores: what the kernels' speed depends on."""
     flags = set((_of_cpu("flags") or "").split())
     names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_tile": "AMX"}
     known = [text for flag, text in names.items() if flag in flags]
     units = f" with {', '.join(known)}" if known else ""
-    return f"{platform.machine()}{units}, {os.cpu_count()} cores"
+    vendor, family, model = (_of_cpu(field) for field in ("vendor_id", "cpu family", "model"))
+    maker = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}.get(vendor or "", vendor)
+    generation = f" ({maker}, family {family}, model {model})" if maker and family and model else ""
+    return f"{platform.machine()}{generation}{units}, {os.cpu_count()} cores"
 
 
 def cpu_model() -> str | None:
