@@ -59,7 +59,7 @@ struct CoveredRun {
 };
 
 /// What is summed up at a time: positions of x, in runs, rows of y, and elements of both.
-constexpr int64_t kBlendBlock = 2048, kBlendRun = 128, kBlendRows = 32, kBlendElements = 16384;
+constexpr int64_t kBlendBlock = 2048, kBlendRun = 128, kBlendRows = 32, kBlendElements = 32768;
 
 /// A canvas out[B, C, size...], contiguous, blended from tiles. Items are [B, C, size z, bands, blocks]; z's runs have
 /// one position each, y's are bands of rows that the same tiles cover.
