@@ -1,5 +1,6 @@
 """Whole pictures against the Panorama pipeline: the same work, a gate, and what the study concludes."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -131,11 +132,11 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
     ours = a_row("ours", 0, 1.0)
     peers = [a_row("panorama", 12, 9.0), a_row("panorama", 8, 4.0, 0.7, 1.0)]
     peers += [a_row("panorama", 4, 2.0, 1.0, 1.2), a_row("panorama", 0, 1.2, 2.0)]
-    assert end_to_end_verdicts.needed([ours, *peers]).method.overlap == 8
-    assert end_to_end_verdicts.needed([ours, peers[-1]]) is None
+    assert end_to_end_verdicts.needed([ours, *peers], ours, {}).method.overlap == 8
+    assert end_to_end_verdicts.needed([ours, peers[-1]], ours, {}) is None
     patches = {peer.method: Interval(2.0, 1.5, 2.5, 9) for peer in peers if peer.method.overlap < 12}
-    assert end_to_end_verdicts.needed([ours, *peers], patches).method.overlap == 12
-    text = end_to_end_verdicts.table([ours, *peers], patches, Interval(1.05, 1.04, 1.06, 9))
+    assert end_to_end_verdicts.needed([ours, *peers], ours, patches).method.overlap == 12
+    text = end_to_end_verdicts.table([ours, *peers], {ours.method: patches}, Interval(1.05, 1.04, 1.06, 9))
     assert (
         "reached: time of ours without overlap over Panorama's with 50% overlap, needed by edges and tones, 0.25"
         in text
@@ -143,8 +144,8 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
     assert "Panorama's with 75% overlap, needed by patches as well, 0.11" in text
     few = end_to_end_verdicts.table([ours, peers[-1]], {})
     assert (
-        "not settled: no overlap of Panorama that was painted has seams like ours, by edges and tones (no overlap: "
-        in few
+        "not settled: no overlap of Panorama that was painted has seams like ours without overlap, by edges and tones "
+        "(no overlap: " in few
     )
     assert "seam contrast, x 2.0" in few
     assert "seam contrast, y" not in few.partition("(no overlap: ")[2].partition(")")[0]
@@ -157,10 +158,31 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
         )
         for r in (ours, peers[2])
     ]
-    assert "not settled: too few pictures to tell Panorama's seams from ours" in end_to_end_verdicts.table(one, {})
+    assert (
+        "not settled: too few pictures to tell Panorama's seams from ours without overlap"
+        in end_to_end_verdicts.table(one, {})
+    )
     assert "not settled: no Panorama was painted" in end_to_end_verdicts.table([ours], {})
     assert "reached: time of ours over Panorama's, both with no overlap, 0.83" in text
     assert "reached: couplings' part of a step without overlap 0.05 (0.04 to 0.06), at most 0.1" in text
+
+
+def test_more_overlap_than_was_painted_takes_longer_still():
+    """Then the largest that was painted bounds the time; ours with overlap is held against Panorama as well."""
+    ours, more = a_row("ours", 0, 1.0), a_row("ours", 4, 1.1, 0.8)
+    more = dataclasses.replace(more, method=Method("ours", 4, "attention"))
+    peers = [a_row("panorama", 4, 2.0), a_row("panorama", 8, 4.0)]
+    text = end_to_end_verdicts.table([ours, more, *peers], {})
+    assert "not settled: no" not in text
+    assert "Panorama's with 25% overlap, needed by edges and tones, 0.5" in text
+    reached = (
+        "reached: no overlap of Panorama that was painted has seams like ours with 25% overlap, blended behind "
+        "attention, by edges and tones (25% overlap: seam contrast, x 1.25"
+    )
+    assert reached in text
+    assert "more takes longer: time of ours over that of the largest 0.28" in text
+    predictions = dataclasses.replace(more, method=Method("ours", 4))
+    assert "seams like ours with 25%" not in end_to_end_verdicts.table([ours, predictions, *peers], {})
 
 
 def test_an_edge_on_one_axis_is_not_made_up_for_by_the_other():
@@ -179,11 +201,11 @@ def test_patches_of_each_method_lie_on_its_seams():
         for line in (32, 64, 96, 128, 160, 192, 224):
             picture[:, :, line:] += 1.0
     prompts = ["a photo of a brick wall"]
-    found = end_to_end_verdicts.patch_ratios({ours: clean, peer: marked}, prompts)
+    found = end_to_end_verdicts.patch_ratios({ours: clean, peer: marked}, prompts, ours)
     assert list(found) == [peer]
     assert found[peer].low > 1.02
-    assert 1.0 in end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, prompts)[peer]
-    assert not end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, ["a photo of a lake"])
+    assert 1.0 in end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, prompts, ours)[peer]
+    assert not end_to_end_verdicts.patch_ratios({ours: clean, peer: clean}, ["a photo of a lake"], ours)
 
 
 def test_what_borders_of_the_picture_look_like_is_no_matter():
@@ -195,7 +217,7 @@ def test_what_borders_of_the_picture_look_like_is_no_matter():
         picture[:, :, -16:] *= 5
     ours, peer = Method("ours", 0), Method("panorama", 4)
     prompts = ["a photo of a brick wall"]
-    found = [end_to_end_verdicts.patch_ratios({ours: p, peer: p}, prompts)[peer] for p in (clean, marked)]
+    found = [end_to_end_verdicts.patch_ratios({ours: p, peer: p}, prompts, ours)[peer] for p in (clean, marked)]
     assert found[0] == found[1]
 
 

@@ -55,6 +55,26 @@ def test_generate_paints_the_size_asked_for(generate, tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["picture.png"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "blended behind attention"),
+        (("--blend", "prediction"), "blended as predictions"),
+        (("--blend", "auto", "--no-conv-halo"), "blended as predictions"),
+    ],
+)
+def test_overlap_is_blended_where_it_is_asked_to_be(generate, capsys, options, words):
+    assert generate("--size", "64x32", "--overlap", "8", "--halo", "4", *options) == 0
+    assert f" tiles {words}, " in capsys.readouterr().out
+
+
+def test_a_blend_that_can_not_be_had_is_refused(generate, capsys):
+    assert generate("--blend", "attention", "--no-conv-halo") == 2
+    assert "blend" in capsys.readouterr().err
+    assert generate("--blend", "hann") == 2
+    assert "attention" in capsys.readouterr().err
+
+
 def test_the_default_size_is_native_whatever_the_tile(generate, tmp_path, capsys):
     assert generate("--tile", "8") == 0
     assert "64x16 pixels, 16 tiles" in capsys.readouterr().out

@@ -78,7 +78,8 @@ def _needs(case: Case, dtype: str) -> str:
     precision = DTYPES[dtype]
     amount, least = case.amount(precision), case.least_bytes(precision)
     work = {"TFLOP/s": f"{_number(amount, 1e9)} GFLOP", "GB/s": f"{_number(amount, 1e6)} MB moved"}.get(case.unit)
-    memory = max(least, _input_bytes(case, precision))
+    # of a case that only takes time a model's weights and layers would be most
+    memory = max(least, _input_bytes(case, precision)) if case.unit else 0.0
     return (
         ", ".join(filter(None, [work, f"at least {_number(memory, 1e6)} MB of memory" if memory else None]))
         or "time only"

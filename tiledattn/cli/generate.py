@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +36,9 @@ from .outputs import FPS, check_kind, check_output, holds_video, save
 from .pipelines import cpu_threads, load_pipeline, native_size, progress_bar, threads_for
 from .shipped import SHIPPED, Shipped, note_vocabulary, shipped
 from .sizes import check_axes, check_canvas, check_frames, parse_extents, parse_reach, parse_region
+
+if TYPE_CHECKING:
+    from ..diffusers import Tiling
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,7 @@ def generate(
     save(pictures, out, fps or frame_rate(pipe) or FPS)
     count = f"{len(pictures)} frames, " if len(pictures) > 1 else ""
     typer.echo(
-        f"{out}: {pictures[0].width}x{pictures[0].height} pixels, {count}{tiles} tile{'s' * (tiles > 1)}, "
-        f"{time.perf_counter() - begin:.1f} s"
+        f"{out}: {pictures[0].width}x{pictures[0].height} pixels, {count}{tiles}, {time.perf_counter() - begin:.1f} s"
     )
 
 
@@ -238,8 +241,8 @@ def _regions(boxes: list[tuple[tuple[float, float, float, float], str]]) -> list
 
 def _paint(
     pipe: Any, options: dict[str, Any], native: tuple[int, int], settings: dict[str, Any]
-) -> tuple[list[Any], int]:
-    """The picture, or the video's frames, and of how many tiles it is."""
+) -> tuple[list[Any], str]:
+    """The picture, or the video's frames, and of what tiles it is."""
     from ..diffusers import enable_tiling
 
     takes = parameters(pipe)
@@ -259,5 +262,14 @@ def _paint(
                 check_frames(settings["num_frames"], handle.options)
         task = bar.add_task("painting", total=settings["num_inference_steps"])
         (painted,) = run(pipe, lambda: bar.advance(task), settings)
-        assert handle.layout is not None
-        return (list(painted) if paints_video(pipe) else [painted]), handle.layout.num_tiles
+        return (list(painted) if paints_video(pipe) else [painted]), _spelled(handle)
+
+
+def _spelled(handle: Tiling) -> str:
+    """How many tiles the last call had and, where they share positions, where these were blended."""
+    layout = handle.layout
+    assert layout is not None
+    tiles = f"{layout.num_tiles} tile{'s' * (layout.num_tiles > 1)}"
+    if layout.num_tiles * layout.tile_positions == math.prod(layout.size):
+        return tiles
+    return f"{tiles} blended {'behind attention' if handle.joined else 'as predictions'}"

@@ -47,6 +47,7 @@ class Tiling:
     Attributes:
         options: the checked arguments, in latents.
         layout: the layout of the last forward, in any thread, in latents; None before the first.
+        joined: whether that forward ran on the canvas itself, blended behind attention (`blend`); None before it.
         on_tiles: None, or a function called at every forward of the model with the predictions before they are
             blended [T, B, C, *tile], the layout, and the denoising step; of joined tiles (`blend`) cut from their one
             prediction. It must not change them. Companions have their own.
@@ -67,6 +68,7 @@ class Tiling:
         self._changed = None if changed is None else Weak(changed)
         self.options = options
         self.layout: TileLayout | None = None
+        self.joined: bool | None = None
         self.on_tiles: OnTiles | None = None
         self._family = family
         self._model = Weak(model)
@@ -259,7 +261,7 @@ class Tiling:
             frame.turns = turns_of_angles(angles, canvas)
         if self._shift is not None and not torch.compiler.is_compiling():
             self._shift.follow(several=layout.num_tiles > 1)
-        self.layout = layout
+        self.layout, self.joined = layout, frame.joined
         self._current.frame = frame
         with self._modes(frame):
             output = forward(**call)
