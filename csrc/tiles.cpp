@@ -161,10 +161,12 @@ struct BlendTables {
   std::array<std::vector<Cover>, 3> covers;
   std::vector<int64_t> block_start;
 
-  /// An axis in runs of at most `most` positions that the same tiles cover; none crosses a multiple of `block`.
-  void set_runs(int number, const Axis& axis, int64_t tile_stride, int64_t stride, int64_t most, int64_t block) {
+  /// An axis in runs of at most `most` positions that the same tiles cover, of a multiple of `unit` where the tiles
+  /// allow it; none crosses a multiple of `block`.
+  void set_runs(int number, const Axis& axis, int64_t tile_stride, int64_t stride, int64_t most, int64_t unit,
+                int64_t block) {
     for (const Span& span : axis_spans(axis)) {
-      const int64_t part = part_of(span.end - span.begin, most);
+      const int64_t part = (part_of(span.end - span.begin, most) + unit - 1) / unit * unit;
       for (int64_t at = span.begin, length; at < span.end; at += length) {
         length = std::min(std::min(part, span.end - at), block - at % block);
         const int64_t first = static_cast<int64_t>(covers[number].size());
@@ -190,12 +192,15 @@ struct BlendTables {
   void set(const Axes& axes, ElementType type, const Image& tiles) {
     const std::array<int64_t, 3> tile_stride = tile_strides(axes, tiles.tile_stride);
     const int64_t rows = std::min(kBlendRows, kBlendElements / std::min(kBlendBlock, axes[2].length));
-    set_runs(0, axes[0], tile_stride[0], tiles.stride[0], 1, axes[0].length);
-    set_runs(1, axes[1], tile_stride[1], tiles.stride[1], rows, axes[1].length);
-    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendRun, kBlendBlock);
+    set_runs(0, axes[0], tile_stride[0], tiles.stride[0], 1, 1, axes[0].length);
+    set_runs(1, axes[1], tile_stride[1], tiles.stride[1], rows, 1, axes[1].length);
+    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendRun, kLineBytes / size_of(type), kBlendBlock);
     set_blocks();
     call.whole_lines = axes[2].length * size_of(type) % kLineBytes == 0;
-    for (const CoveredRun& run : runs[2]) call.whole_lines &= run.begin * size_of(type) % kLineBytes == 0;
+    for (const CoveredRun& run : runs[2]) {
+      call.whole_lines &=
+          run.begin * size_of(type) % kLineBytes == 0 && run.last_cover - run.first_cover <= kBlendTerms;
+    }
     call.type = type;
     call.bands = static_cast<int64_t>(runs[1].size());
     call.row_stride = tiles.stride[1], call.stride = tiles.stride[2];

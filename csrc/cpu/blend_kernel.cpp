@@ -44,7 +44,7 @@ class Blend {
       const int64_t at_z = ((b * call_.channels + c) * call_.size[0] + z) * call_.size[1];
       T* out = reinterpret_cast<T*>(call_.out) + (at_z + rows.begin) * call_.size[2] + begin;
       if constexpr (std::is_same_v<T, S>) {
-        if (!kStream || whole_lines(out)) {
+        if (!kStream || written_by_lines(out, call_.runs[0][z], rows)) {
           sum_band<kStream>(channel, call_.runs[0][z], rows, block, out, call_.size[2]);
           continue;
         }
@@ -58,9 +58,11 @@ class Blend {
  private:
   using S = Accumulator<T>;
 
-  /// Whether every run of x begins and ends at a line that `out`, a row of the result, can be written by.
-  bool whole_lines(const T* out) const {
-    return call_.whole_lines && reinterpret_cast<intptr_t>(out) % kLine == 0 && std::is_same_v<T, float>;
+  /// Whether a band is summed up at once, line by line of `out`: what went past the caches is not read again.
+  bool written_by_lines(const T* out, const CoveredRun& z, const CoveredRun& y) const {
+    const int64_t layers = (z.last_cover - z.first_cover) * (y.last_cover - y.first_cover);
+    return std::is_same_v<T, float> && call_.whole_lines && layers <= kBlendLayers &&
+           reinterpret_cast<intptr_t>(out) % kLine == 0;
   }
 
   /// The rows of a band in a block of x: `row` sums from one to the next. Two rows of tiles at a time.
@@ -69,9 +71,9 @@ class Blend {
     const CoveredRun *first = call_.runs[2] + call_.block_start[block],
                      *end = call_.runs[2] + call_.block_start[block + 1];
     const int64_t on_y = y.last_cover - y.first_cover, layers = (z.last_cover - z.first_cover) * on_y;
-    for (int64_t done = 0; done < layers; done += kLayers) {
-      const int given = static_cast<int>(layers - done < kLayers ? layers - done : kLayers);
-      const T* tiles[kLayers];
+    for (int64_t done = 0; done < layers; done += kBlendLayers) {
+      const int given = static_cast<int>(layers - done < kBlendLayers ? layers - done : kBlendLayers);
+      const T* tiles[kBlendLayers];
       for (int i = 0; i < given; ++i) {
         const Cover& at_z = call_.covers[0][z.first_cover + (done + i) / on_y];
         const Cover& at_y = call_.covers[1][y.first_cover + (done + i) % on_y];
@@ -79,7 +81,7 @@ class Blend {
         tiles[i] = channel + at_z.source + at_y.source;
       }
       for (const CoveredRun* x = first; x < end; ++x) {
-        sum<kDirect>(tiles, given, *x, x + 1 < end ? x[1] : *x,
+        sum<kDirect>(tiles, given, *x,
                      {sums + x->begin - first->begin, row, y.length, x->length, {scales_[0], scales_[1]}, done > 0});
       }
     }
@@ -87,17 +89,15 @@ class Blend {
 
   /// A run of x in some rows of tiles: the tiles that cover it, in their order.
   template <bool kDirect>
-  void sum(const T* const* tiles, int layers, const CoveredRun& x, const CoveredRun& next, Sums<S> sums) {
+  void sum(const T* const* tiles, int layers, const CoveredRun& x, Sums<S> sums) {
     Terms<T> terms;
     terms.layers = layers;
+    terms.ahead = kAhead * call_.row_stride;
     for (int64_t k = 0, covers = x.last_cover - x.first_cover; k < covers; sums.started = true) {
-      for (terms.count = 0; k < covers && terms.count < kTerms; ++k, ++terms.count) {
+      for (terms.count = 0; k < covers && terms.count < kBlendTerms; ++k, ++terms.count) {
         const Cover& at = call_.covers[2][x.first_cover + k];
         for (int i = 0; i < layers; ++i) terms.from[i][terms.count] = tiles[i] + at.source;
         terms.weights[terms.count] = weights(2) + at.weight;
-        const int64_t same = next.first_cover + k, last = next.last_cover - 1;
-        const Cover& then = call_.covers[2][same < last ? same : last];
-        terms.ahead[terms.count] = kStream ? kAhead * call_.row_stride : then.source - at.source;
       }
       if (call_.stride == 1) {
         sum_rectangle<kDirect>(terms, call_.row_stride, sums);
@@ -118,7 +118,7 @@ class Blend {
 
   const BlendRows call_;
   RowWriter<kStream> out_;
-  S scales_[kLayers][kBlendRows];
+  S scales_[kBlendLayers][kBlendRows];
   alignas(64) S sums_[kBlendElements];
   alignas(64) T buffer_[kBlendBlock];
 };

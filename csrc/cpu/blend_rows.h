@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/tiles_kernel.h"
 #include "cpu/vec.h"
 #include "tiledattn/blending.h"
 
@@ -10,19 +11,17 @@ namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
 constexpr int64_t kGather = 128;                // elements collected at a time where they are not adjacent
-constexpr int kTerms = 16;                      // tiles next to one another that are added up in registers,
-constexpr int kLayers = 2;                      // of so many rows of tiles
 constexpr int kMost = Vec::width < 16 ? 2 : 4;  // vectors of a row, as many as registers hold with their weights
 
 /// Tiles that cover a rectangle: `layers` rows of tiles, in each the same `count` places on x. Elements of the
-/// rectangle's first row, weights on x, and how far ahead of them the elements lie that are fetched meanwhile: each row
-/// may be on a page of its own.
+/// rectangle's first row, weights on x, and how far ahead of them the elements lie that are fetched meanwhile if they
+/// are not in the caches: each row may be on a page of its own.
 template <typename T>
 struct Terms {
   int layers, count;
-  const T* from[kLayers][kTerms];
-  const Accumulator<T>* weights[kTerms];
-  int64_t ahead[kTerms];
+  const T* from[kBlendLayers][kBlendTerms];
+  const Accumulator<T>* weights[kBlendTerms];
+  int64_t ahead;
 };
 
 /// Where the sums of a rectangle go, and the rows' weights in each layer: the products of those of z and y.
@@ -30,13 +29,20 @@ template <typename S>
 struct Sums {
   S* to;
   int64_t row, rows, length;  // `row` elements from one row to the next
-  const S* scales[kLayers];
+  const S* scales[kBlendLayers];
   bool started;  // else they begin at zero
 };
 
 inline Vec load_numbers(const float* from, int64_t count) { return load_floats(from, count); }
 inline Vec load_numbers(const Half* from, int64_t count) { return from_float16(load_words(from, count)); }
 inline Vec load_numbers(const Brain* from, int64_t count) { return from_bfloat16(load_words(from, count)); }
+
+/// Brings some vectors' elements into the caches.
+template <typename T>
+inline void fetch(const T* from, int vectors) {
+  constexpr int kPerLine = 64 / sizeof(T);
+  for (int i = 0; i < vectors * Vec::width; i += kPerLine) __builtin_prefetch(from + i);
+}
 
 /// kWidth vectors of all rows from column x on. Each row stays in registers until all terms are added: weighed by x
 /// first, then by row. `kGiven` layers; `kCount` terms, 0: as many as there are. Never inlined: all of its variants in
@@ -46,11 +52,10 @@ __attribute__((noinline)) void sum_columns(const Terms<T>& terms, int64_t row_st
                                            const Sums<float>& sums) {
   constexpr int kHeld = kCount ? kCount : 1;
   const int count = kCount ? kCount : terms.count;
+  const int64_t ahead = terms.ahead;
   Vec weights[kHeld][kWidth];
-  int64_t ahead[kHeld];
   const T* from[kGiven][kHeld];
   for (int k = 0; k < kCount; ++k) {
-    ahead[k] = terms.ahead[k];
     for (int i = 0; i < kWidth; ++i) weights[k][i] = load(terms.weights[k] + x + i * Vec::width);
     for (int layer = 0; layer < kGiven; ++layer) from[layer][k] = terms.from[layer][k] + x;
   }
@@ -62,7 +67,7 @@ __attribute__((noinline)) void sum_columns(const Terms<T>& terms, int64_t row_st
       Vec found[kWidth];
       for (int k = 0; k < count; ++k) {
         const T* at = kCount ? from[layer][k] : terms.from[layer][k] + row * row_stride + x;
-        if constexpr (kStream) __builtin_prefetch(at + (kCount ? ahead[k] : terms.ahead[k]));
+        if constexpr (kStream) fetch(at + ahead, kWidth);
         for (int i = 0; i < kWidth; ++i) {
           const Vec numbers = load_numbers(at + i * Vec::width, Vec::width);
           const Vec weight = kCount ? weights[k][i] : load(terms.weights[k] + x + i * Vec::width);
@@ -125,8 +130,8 @@ void sum_layers(const Terms<T>& terms, int64_t row_stride, const Sums<float>& su
   sum_all<kGiven, 0, kStream>(terms, row_stride, sums);
 }
 
-/// A rectangle of adjacent elements. With `kStream` whole vectors go past the caches, so that nothing is read in order
-/// to be overwritten: what is written then begins and ends at multiples of 64 bytes.
+/// A rectangle of adjacent elements. With `kStream` the sums, which are not started then, go past the caches in whole
+/// vectors, so that nothing is read in order to be overwritten: they begin and end at multiples of 64 bytes.
 template <bool kStream, typename T>
 void sum_rectangle(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
   if (terms.layers == 1) return sum_layers<1, kStream>(terms, row_stride, sums);
@@ -151,7 +156,7 @@ void sum_rectangle(const Terms<double>& terms, int64_t row_stride, const Sums<do
 /// A rectangle of elements that are not adjacent on x: collected, row by row.
 template <typename T>
 void sum_apart(const Terms<T>& terms, int64_t row_stride, int64_t stride, const Sums<Accumulator<T>>& sums) {
-  T gathered[kLayers][kTerms][kGather];
+  T gathered[kBlendLayers][kBlendTerms][kGather];
   Terms<T> found = terms;
   Sums<Accumulator<T>> part = sums;
   part.rows = 1;

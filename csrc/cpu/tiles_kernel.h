@@ -60,6 +60,8 @@ struct CoveredRun {
 
 /// What is summed up at a time: positions of x, in runs, rows of y, and elements of both.
 constexpr int64_t kBlendBlock = 2048, kBlendRun = 128, kBlendRows = 32, kBlendElements = 32768;
+/// What is added up in registers: tiles next to one another, in so many rows of tiles.
+constexpr int kBlendTerms = 16, kBlendLayers = 2;
 
 /// A canvas out[B, C, size...], contiguous, blended from tiles. Items are [B, C, size z, bands, blocks]; z's runs have
 /// one position each, y's are bands of rows that the same tiles cover.
@@ -76,7 +78,7 @@ struct BlendRows {
   const int64_t* block_start;  // of x's runs, [blocks + 1]
   const void* weights[3];      // in the accumulator's type
   bool stream;                 // past the caches
-  bool whole_lines;            // all runs of x and the rows begin and end at multiples of 64 bytes, if the result does
+  bool whole_lines;  // runs of x and rows begin and end at multiples of 64 bytes, if the result does; few tiles on x
 };
 
 /// Items [first, last) of a call.

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/intrinsics.h"
+
 namespace tiledattn::TILEDATTN_ISA {
 
 typedef float Floats __attribute__((vector_size(16)));
@@ -23,8 +25,12 @@ inline Vec load(const float* p) {
   return a;
 }
 inline void store(float* p, Vec a) { std::memcpy(p, &a.v, sizeof(a.v)); }
-/// Where it is possible past the caches, to a whole vector's multiple.
+/// Past the caches where the processor can, to a whole vector's multiple.
+#if defined(__x86_64__)
+inline void stream(float* p, Vec a) { _mm_stream_ps(p, reinterpret_cast<__m128>(a.v)); }
+#else
 inline void stream(float* p, Vec a) { store(p, a); }
+#endif
 
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }

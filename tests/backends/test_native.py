@@ -163,10 +163,15 @@ def test_halves_are_rounded_to_nearest_even(instruction_set, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("size", "tile", "overlap"),
-    [((2100, 2101), (700, 601), (37, 50)), ((4800000,), 3001, 7), ((2112, 2112), (704, 704), (32, 48))],
+    [
+        ((2100, 2101), (700, 601), (37, 50)),
+        ((4800000,), 3001, 7),
+        ((2112, 2112), (704, 704), (32, 48)),
+        ((4, 1056, 1056), (3, 544, 544), (2, 32, 32)),
+    ],
 )
 def test_large_results_are_streamed_past_the_caches(instruction_set, dtype, size, tile, overlap):
-    """Rows that begin and end inside a cache line or, in the last case, with one; by several threads."""
+    """Rows that begin and end inside a cache line or with one, several rows of tiles over another; three threads."""
     layout = ta.TileLayout(size, tile, overlap, True)
     canvas = random(1, 2, *size, dtype=dtype)
     threads = torch.get_num_threads()

@@ -171,18 +171,28 @@ def test_more_overlap_than_was_painted_takes_longer_still():
     """Then the largest that was painted bounds the time; ours with overlap is held against Panorama as well."""
     ours, more = a_row("ours", 0, 1.0), a_row("ours", 4, 1.1, 0.8)
     more = dataclasses.replace(more, method=Method("ours", 4, "attention"))
-    peers = [a_row("panorama", 4, 2.0), a_row("panorama", 8, 4.0)]
+    peers = [a_row("panorama", 0, 1.2, 2.0), a_row("panorama", 4, 2.0), a_row("panorama", 8, 4.0)]
     text = end_to_end_verdicts.table([ours, more, *peers], {})
     assert "not settled: no" not in text
     assert "Panorama's with 25% overlap, needed by edges and tones, 0.5" in text
     reached = (
         "reached: no overlap of Panorama that was painted has seams like ours with 25% overlap, blended behind "
-        "attention, by edges and tones (25% overlap: seam contrast, x 1.25"
+        "attention, by edges and tones (no overlap: seam contrast, x 2.5"
     )
     assert reached in text
-    assert "more takes longer: time of ours over that of the largest 0.28" in text
+    assert "; 25% overlap: seam contrast, x 1.25" in text
+    assert "more takes longer: time of ours over that of the largest 0.2" in text
+    assert "reached: no overlap" not in end_to_end_verdicts.table([ours, more, *peers[::2]], {})  # 25% might be enough
     predictions = dataclasses.replace(more, method=Method("ours", 4))
     assert "seams like ours with 25%" not in end_to_end_verdicts.table([ours, predictions, *peers], {})
+
+
+def test_overlaps_whose_views_cover_the_canvas():
+    stock = end_to_end._panorama_class().__mro__[1]
+    for overlap in range(end_to_end.LATENTS):
+        views = stock.get_views(None, 8 * 64, 8 * 64, window_size=16, stride=16 - overlap)
+        ends = [(bottom, right) for _, bottom, _, right in views]
+        assert ((64, 64) in ends) == (overlap in end_to_end_verdicts.covering_overlaps())
 
 
 def test_an_edge_on_one_axis_is_not_made_up_for_by_the_other():

@@ -75,11 +75,14 @@ def test_gradients_do_not_flow_through_it(op, x, like):
 
 
 @BOTH
-def test_autograd_hears_that_it_changed(op, x, like):
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.nn.Parameter])
+def test_autograd_hears_that_it_changed(op, x, like, kind):
+    """Also by way of the dispatcher, where subclasses of tensors go."""
     out = torch.zeros_like(like)
     factor = torch.ones_like(like).requires_grad_()
     product = (factor * out).sum()
-    op(out)
+    with torch.no_grad():
+        op(out, kind(x))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
 
@@ -95,6 +98,10 @@ def test_it_may_not_overlap_what_is_read():
             ta.extract_tiles(canvas, layout, out=out[None])
         with pytest.raises(ValueError, match="out: shares memory with tiles"):
             ta.blend_tiles(canvas[None], layout, out=out)
+    array = memory.numpy()  # two storages, one memory
+    again = torch.from_numpy(array)[3 : 3 + CANVAS.numel()].view_as(CANVAS)
+    with pytest.raises(ValueError, match="out: shares memory with canvas"):
+        ta.extract_tiles(canvas, layout, out=again[None])
 
 
 @BOTH
@@ -108,12 +115,14 @@ def test_compiled_and_on_meta(op, x, like):
     assert op(out, x.to("meta")) is out
 
 
+@each_backend
 @BOTH
-def test_inference_tensors_are_filled(op, x, like):
+def test_inference_tensors_are_filled_in_inference_mode_alone(op, x, like, backend):
     with torch.inference_mode():
         out = torch.empty_like(like)
-        assert torch.equal(op(out), op(torch.empty_like(like)))
-    assert torch.equal(op(out), op(torch.empty_like(like)))
+        assert torch.equal(op(out, backend=backend), op(torch.empty_like(like), backend=backend))
+    with pytest.raises(RuntimeError, match="out: an inference tensor can be written to in inference mode only"):
+        op(out, backend=backend)
 
 
 @BOTH

@@ -12,10 +12,11 @@ The criterion: Panorama *needs* the smallest overlap with which neither its seam
 is significantly above that of ours without overlap: the 95% interval of the ratio, Panorama's over ours by the same
 seed, begins at or below 1. The same is asked beside ours with overlap, blended behind attention. Few seeds tell little
 apart, so that it may seem to need less than it does; three measures, each at 2.5%, also turn away a Panorama exactly
-like ours in up to 7% of studies. A second verdict asks the same of patches as well (10%). Where no overlap that was
-painted is enough, more would be needed, which takes longer than the largest that was: the verdict is then about that
-one's time. Panorama's default overlap, 14 of 16, has a border every 2 latents, hence no lines to compare the seams
-with, and is not painted.
+like ours in up to 7% of studies, and there is a verdict for each of ours. A second one asks the same of patches as
+well (10%). Where no overlap that was painted is enough, more would be needed, which takes longer than the largest that
+was: the verdict is then about that one's time, if all smaller ones with which diffusers' own views cover this canvas
+were painted (0, 4, 8, 10, ...; with others they leave a part out, which is mended here). Its default overlap, 14 of 16,
+has a border every 2 latents, hence no lines to compare the seams with, and is not painted.
 
 The gate: every method first paints its first noise in 2 steps, which must be what the same method paints in float64
 (ours on the PyTorch backend), within the budget of `ways`. This also warms it up. Ours at larger overlaps, blended as
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", action="append", help=f"what to paint, once or more; default {PROMPT!r}")
     parser.add_argument("--seeds", type=int, default=16, help="pictures per prompt and method; default 16")
     parser.add_argument(
-        "--first-seed", type=int, default=0, help="others give other pictures: to confirm what an earlier study found"
+        "--first-seed", type=int, default=0, help="beyond those of an earlier study: to confirm what it found"
     )
     parser.add_argument("--steps", type=int, default=20, help="of denoising; default 20")
     parser.add_argument(

@@ -69,10 +69,10 @@ class TileCase(Case):
         """
         loop = [Way("MultiDiffusion loop", "peer", self._loop)] if self.operation == "blending" else []
         return [
-            *(Way(name, "ours", partial(self._call, self._ours(name), True)) for name in our_backends(device)),
+            *(Way(name, "ours", partial(self._call, self._ours(name))) for name in our_backends(device)),
             *loop,
             *(
-                Way(name, "peer", partial(self._call, function, keeps))
+                Way(name, "peer", partial(self._call, function))
                 for name, (function, keeps) in self._peers().items()
                 if keeps or not self.kept
             ),
@@ -112,7 +112,7 @@ class TileCase(Case):
             return {"slices + stack": (peers.slices, True)}
         return {"canvas, zeros, slices": (partial(peers.pad_by_canvas, pad=self.pad), False)}
 
-    def _call(self, function: Function, keeps: bool, inputs: Inputs) -> Call:
+    def _call(self, function: Function, inputs: Inputs) -> Call:
         if not self.kept:
             return lambda: function(inputs[0], self.layout)
         into = partial(function, out=self.result(inputs[0]))

@@ -47,7 +47,7 @@ class Tiling:
     Attributes:
         options: the checked arguments, in latents.
         layout: the layout of the last forward, in any thread, in latents; None before the first.
-        joined: whether that forward ran on the canvas itself, blended behind attention (`blend`); None before it.
+        joined: whether that forward ran on the canvas itself and only attention by tiles (`blend`); None before it.
         on_tiles: None, or a function called at every forward of the model with the predictions before they are
             blended [T, B, C, *tile], the layout, and the denoising step; of joined tiles (`blend`) cut from their one
             prediction. It must not change them. Companions have their own.

@@ -22,8 +22,8 @@ def extract_tiles(canvas: Tensor, layout: TileLayout, *, out: Tensor | None = No
     Args:
         canvas: [B, C, *size], any strides.
         layout: the layout, in the canvas's own positions (pixels or latents).
-        out: a contiguous tensor like the result that it is written to; None for new memory. Large results into new
-            memory take longer: the operating system fills it with zeros first. No gradients.
+        out: a contiguous tensor like the result that it is written to; None for new memory. On a CPU results
+            of more than about 32 MB into new memory take longer: the system fills it with zeros first. No gradients.
         backend: "auto", or a name from `tiledattn.backends()`.
 
     Returns:
@@ -55,8 +55,8 @@ def blend_tiles(
         layout: the layout, in the canvas's own positions.
         window: "uniform", "hann", "linear", "gaussian" (see `geometry.window_weights`), or one 1-D tensor per axis,
             [tile] with positive finite weights (they get no gradient).
-        out: a contiguous tensor like the result that it is written to; None for new memory. Large results into new
-            memory take longer: the operating system fills it with zeros first. No gradients.
+        out: a contiguous tensor like the result that it is written to; None for new memory. On a CPU results
+            of more than about 32 MB into new memory take longer: the system fills it with zeros first. No gradients.
         backend: "auto", or a name from `tiledattn.backends()`.
 
     Returns:

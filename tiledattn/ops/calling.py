@@ -26,13 +26,10 @@ def _nobody_listens(*tensors: Tensor) -> bool:
     )
 
 
-def _writable_directly(out: Tensor, *inputs: Tensor) -> bool:
-    """Whether `out` may be filled past the dispatcher; if so, autograd hears of it as of all that changes in place."""
-    if not _nobody_listens(out, *inputs):
-        return False
-    if not out.is_inference():
+def _tell_of_change(out: Tensor) -> None:
+    """Autograd hears that `out` changes, as of all that is changed in place: kernels write past it."""
+    if not torch.compiler.is_compiling() and not out.is_inference():
         torch.autograd.graph.increment_version(out)
-    return True
 
 
 def _refuse_tangents(op: str, *tensors: Tensor | None) -> None:
@@ -68,8 +65,10 @@ def extract_tiles(canvas: Tensor, *rest: Any, out: Tensor | None = None) -> Tens
     """The operator of that name; with `out`, the one that writes there."""
     _refuse_tangents("extract_tiles", canvas, out)
     if out is not None:
-        op = _extract_out_directly if _writable_directly(out, canvas) else torch.ops.tiledattn.extract_tiles_out.default
-        op(canvas, *rest, out)
+        _tell_of_change(out)
+        direct = _nobody_listens(canvas, out)
+        write = _extract_out_directly if direct else torch.ops.tiledattn.extract_tiles_out.default
+        write(canvas, *rest, out)
         return out
     op = _extract_directly if _nobody_listens(canvas) else torch.ops.tiledattn.extract_tiles.default
     found: Tensor = op(canvas, *rest)
@@ -80,9 +79,10 @@ def blend_tiles(tiles: Tensor, windows: list[Tensor], *rest: Any, out: Tensor | 
     """The operator of that name; with `out`, the one that writes there."""
     _refuse_tangents("blend_tiles", tiles, out)
     if out is not None:
-        directly = _writable_directly(out, tiles, *windows)
-        op = _blend_out_directly if directly else torch.ops.tiledattn.blend_tiles_out.default
-        op(tiles, windows, *rest, out)
+        _tell_of_change(out)
+        direct = _nobody_listens(tiles, out, *windows)
+        write = _blend_out_directly if direct else torch.ops.tiledattn.blend_tiles_out.default
+        write(tiles, windows, *rest, out)
         return out
     op = _blend_directly if _nobody_listens(tiles, *windows) else torch.ops.tiledattn.blend_tiles.default
     found: Tensor = op(tiles, windows, *rest)

@@ -90,6 +90,10 @@ def check_out(out: object, shape: tuple[int, ...], name: str, like: Tensor) -> T
         raise ValueError(f"out: shape is {_shape(x)}; the result needs {_spell(shape)}")
     if not x.is_contiguous():
         raise ValueError("out: not contiguous; the result needs a contiguous tensor")
+    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "out: an inference tensor can be written to in inference mode only; pass one made outside it"
+        )
     if torch.is_grad_enabled() and (x.requires_grad or like.requires_grad):
         raise RuntimeError(
             f"out: no gradients flow through it, but {name if like.requires_grad else 'out'} requires "
@@ -101,13 +105,15 @@ def check_out(out: object, shape: tuple[int, ...], name: str, like: Tensor) -> T
 
 
 def _shares_memory(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors' first to last elements overlap in memory (never said of traced ones, which have none)."""
+    """Whether two tensors' first to last elements overlap in memory; never said of traced ones, which have none."""
     if torch.compiler.is_compiling() or x.is_meta or not x.numel() or not y.numel():
         return False
-    if not torch._C._is_alias_of(x, y):  # type: ignore[attr-defined]
+    try:
+        first = x.data_ptr(), y.data_ptr()
+    except RuntimeError:
         return False
-    ends = [t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in (x, y)]
-    return x.storage_offset() <= ends[1] and y.storage_offset() <= ends[0]
+    bytes_ = [(1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * t.itemsize for t in (x, y)]
+    return first[0] < first[1] + bytes_[1] and first[1] < first[0] + bytes_[0]
 
 
 def _shape(x: Tensor) -> str:
