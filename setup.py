@@ -48,6 +48,7 @@ X86_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
 X86_FLAGS["avx512_bf16"] = [*X86_FLAGS["avx512"], "-mavx512bf16"]
+X86_FLAGS["amx"] = [*X86_FLAGS["avx512_bf16"], "-DTILEDATTN_ISA_AVX512_BF16"]  # its own instructions are assembly
 
 
 class CannotBuildError(Exception):

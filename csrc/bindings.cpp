@@ -15,7 +15,7 @@ int64_t native_interface() { return kInterface; }
 
 std::string native_instruction_set(std::string name) {
   require(name.empty() || use_instruction_set(name.c_str()), "name: got '", name,
-          "'; expected auto, portable, avx2, avx512 or avx512_bf16, and one that this processor runs");
+          "'; expected auto, portable, avx2, avx512, avx512_bf16 or amx, and one that this processor runs");
   return name_of(instruction_set());
 }
 

@@ -3,11 +3,33 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tiledattn {
 namespace {
 
-constexpr InstructionSet kAll[] = {InstructionSet::avx512_bf16, InstructionSet::avx512, InstructionSet::avx2,
-                                   InstructionSet::portable};
+constexpr InstructionSet kAll[] = {InstructionSet::amx, InstructionSet::avx512_bf16, InstructionSet::avx512,
+                                   InstructionSet::avx2, InstructionSet::portable};
+
+#if defined(__x86_64__)
+/// Whether there are matrix registers for bfloat16, and the system lets this process use them: it saves their 8 KB only
+/// for processes that have asked.
+bool amx_runs_here() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBfloat16 = 1u << 22, kMatrices = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kMatrices) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kMatrixData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kMatrixData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool runs_here(InstructionSet set) {
 #if defined(__x86_64__)
@@ -22,6 +44,8 @@ bool runs_here(InstructionSet set) {
       return avx512;
     case InstructionSet::avx512_bf16:
       return avx512 && __builtin_cpu_supports("avx512bf16");
+    case InstructionSet::amx:
+      return avx512 && __builtin_cpu_supports("avx512bf16") && amx_runs_here();
     default:
       return true;
   }
@@ -68,6 +92,8 @@ const char* name_of(InstructionSet set) {
       return "avx512";
     case InstructionSet::avx512_bf16:
       return "avx512_bf16";
+    case InstructionSet::amx:
+      return "amx";
     default:
       return "portable";
   }

@@ -31,6 +31,8 @@ template <AttentionType element>
 struct FloatProducts {
   static constexpr AttentionType type = element;
   static constexpr int64_t pack = 1;
+  static constexpr bool matrices = false;                     // multiplied in matrix registers
+  static constexpr int64_t group = kGroup, lanes = kWidth;  // keys and queries are packed in multiples of these
 
   /// Elements at .. at + count of a row (count <= width, or more).
   static Vec load_row(const void* data, int64_t at, int64_t count) { return load_as_floats<element>(data, at, count); }
@@ -46,6 +48,8 @@ struct FloatProducts {
 struct PairProducts {
   static constexpr AttentionType type = AttentionType::bfloat16;
   static constexpr int64_t pack = 2;
+  static constexpr bool matrices = false;
+  static constexpr int64_t group = kGroup, lanes = kWidth;
 
   static Vec load_row(const void* data, int64_t at, int64_t count) {
     return load_pairs(static_cast<const uint16_t*>(data) + at, count);

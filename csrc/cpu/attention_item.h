@@ -37,7 +37,7 @@ struct AttentionItem {
 struct AttentionMemory {
   int64_t chunk;      // keys packed at once
   int64_t key_row;    // packed elements of a key or query, each a float or a pair
-  int64_t value_row;  // head dim, padded to groups
+  int64_t value_row;  // head dim, padded
   int64_t blocks;     // blocks of rows whose sums are kept
   int64_t keys, values, offsets, bias, queries, weights, sums, states, total;
 };
@@ -46,7 +46,7 @@ struct AttentionMemory {
 inline AttentionMemory attention_memory(int64_t head_dim, int64_t pack, int64_t columns, int64_t rows) {
   AttentionMemory m = {};
   m.key_row = round_up((head_dim + pack - 1) / pack, 16);
-  m.value_row = round_up(head_dim, 16);
+  m.value_row = round_up(head_dim, 16 * pack);
   const int64_t key_bytes = 4 * (m.key_row + m.value_row / pack);
   const int64_t fitting = larger(smaller(kChunkBytes / key_bytes, kChunkKeys) / kBlockKeys, 1) * kBlockKeys;
   m.chunk = smaller(fitting, round_up(larger(columns, 1), kBlockKeys));
@@ -57,7 +57,7 @@ inline AttentionMemory attention_memory(int64_t head_dim, int64_t pack, int64_t 
   m.bias = m.offsets + 4 * m.chunk;  // of a key and of a value, 64 bits each
   m.queries = m.bias + m.chunk;
   m.weights = m.queries + kBlockRows * m.key_row;
-  m.sums = m.weights + kBlockRows * kBlockKeys;
+  m.sums = m.weights + pack * kBlockRows * kBlockKeys;  // matrix registers work on two blocks' weights at a time
   m.states = m.sums + m.blocks * kBlockRows * m.value_row;
   m.total = m.states + m.blocks * kBlockRows * 2;
   return m;
@@ -65,7 +65,7 @@ inline AttentionMemory attention_memory(int64_t head_dim, int64_t pack, int64_t 
 
 /// 2 where the instruction set in use multiplies pairs of the type's elements.
 inline int64_t attention_pack(AttentionType type, InstructionSet set) {
-  return type == AttentionType::bfloat16 && set == InstructionSet::avx512_bf16 ? 2 : 1;
+  return type == AttentionType::bfloat16 && (set == InstructionSet::avx512_bf16 || set == InstructionSet::amx) ? 2 : 1;
 }
 
 #define TILEDATTN_DECLARE_ATTENTION(isa)                                                                   \

@@ -7,6 +7,9 @@
 #include "cpu/attention_item.h"
 #include "cpu/attention_pack.h"
 #include "cpu/attention_rows.h"
+#if defined(TILEDATTN_ISA_AMX)
+#include "cpu/attention_amx.h"
+#endif
 
 namespace tiledattn::TILEDATTN_ISA {
 namespace {
@@ -16,11 +19,22 @@ struct Work {
   const AttentionItem& item;
   const AttentionMemory& places;
   float* memory;
-  int64_t count = 0;                          // keys of the chunk
+  int64_t count = 0, padded = 0;              // keys of the chunk
   bool biased[kChunkKeys / kBlockKeys] = {};  // per block of keys
-
-  int64_t padded() const { return round_up(count, kGroup); }
 };
+
+template <class Products>
+void pack_values_of(const Work& work, const int64_t* offsets) {
+  const AttentionCall& call = work.call;
+  const AttentionMemory& at = work.places;
+  float* packed = work.memory + at.values;
+#if defined(TILEDATTN_ISA_AMX)
+  if constexpr (Products::matrices) {
+    return pack_values_across(call.v.data, offsets, work.count, work.padded, call.head_dim, at.value_row, packed);
+  }
+#endif
+  pack_values<Products>(call.v.data, offsets, work.count, work.padded, call.head_dim, at.value_row, packed);
+}
 
 /// Packs the next chunk.
 template <class Products>
@@ -31,15 +45,30 @@ void pack_chunk(Work& work, Columns& columns) {
   int64_t* value_offsets = key_offsets + at.chunk;
   float* bias = work.memory + at.bias;
   work.count = columns.next(at.chunk, key_offsets, value_offsets, bias);
-  for (int64_t key = work.count; key < work.padded(); ++key) bias[key] = -INFINITY;
-  for (int64_t key = 0; key < work.padded(); key += kBlockKeys) {
+  work.padded = round_up(work.count, Products::group);
+  for (int64_t key = work.count; key < work.padded; ++key) bias[key] = -INFINITY;
+  for (int64_t key = 0; key < work.padded; key += kBlockKeys) {
     bool& biased = work.biased[key / kBlockKeys] = false;
-    for (int64_t i = key; i < smaller(key + kBlockKeys, work.padded()); ++i) biased = biased || bias[i] != 0.0f;
+    for (int64_t i = key; i < smaller(key + kBlockKeys, work.padded); ++i) biased = biased || bias[i] != 0.0f;
   }
-  pack_keys<Products>(call.k.data, key_offsets, work.count, work.padded(), call.head_dim, at.key_row,
+  pack_keys<Products>(call.k.data, key_offsets, work.count, work.padded, call.head_dim, at.key_row,
                       work.memory + at.keys);
-  pack_values<Products>(call.v.data, value_offsets, work.count, work.padded(), call.head_dim, at.value_row,
-                        work.memory + at.values);
+  pack_values_of<Products>(work, value_offsets);
+}
+
+/// The block of the chunk's keys that begins with `key`.
+template <class Products>
+KeyBlock key_block_at(const Work& work, int64_t key) {
+  const AttentionMemory& at = work.places;
+  KeyBlock seen;
+  seen.keys = work.memory + at.keys + key * at.key_row;
+  seen.values = work.memory + at.values + key / Products::pack * at.value_row;
+  seen.bias = work.biased[key / kBlockKeys] ? work.memory + at.bias + key : nullptr;
+  seen.count = smaller(kBlockKeys, work.padded - key);
+  seen.key_row = at.key_row;
+  seen.units = (work.call.head_dim + Products::pack - 1) / Products::pack;
+  seen.dim = work.call.head_dim;
+  return seen;
 }
 
 template <class Products, int V>
@@ -47,16 +76,16 @@ void attend_chunk(const Work& work, QueryBlock block, int64_t rows, const int64_
   const AttentionCall& call = work.call;
   const AttentionMemory& at = work.places;
   pack_queries<Products>(call.q.data, offsets, rows, V * kWidth, call.head_dim, work.memory + at.queries);
-  for (int64_t key = 0; key < work.padded(); key += kBlockKeys) {
-    KeyBlock seen;
-    seen.keys = work.memory + at.keys + key * at.key_row;
-    seen.values = work.memory + at.values + key / Products::pack * at.value_row;
-    seen.bias = work.biased[key / kBlockKeys] ? work.memory + at.bias + key : nullptr;
-    seen.count = smaller(kBlockKeys, work.padded() - key);
-    seen.key_row = at.key_row;
-    seen.units = (call.head_dim + Products::pack - 1) / Products::pack;
-    seen.dim = call.head_dim;
-    attend<Products, V>(block, seen);
+  const auto key_block = [&work](int64_t n) { return key_block_at<Products>(work, n * kBlockKeys); };
+  const int64_t blocks = (work.padded + kBlockKeys - 1) / kBlockKeys;
+#if defined(TILEDATTN_ISA_AMX)
+  if constexpr (Products::matrices) {
+    if constexpr (V % 2 == 0) attend_with_matrices<V>(block, blocks, key_block, at.value_row);
+    return;
+  }
+#endif
+  for (int64_t n = 0; n < blocks; ++n) {
+    attend<Products, V>(block, key_block(n));
     block.fresh = false;
   }
 }
@@ -99,7 +128,7 @@ void run(const AttentionCall& call, const AttentionItem& item, const AttentionMe
   for (int64_t done = 0; done < item.columns; done += work.count) {
     pack_chunk<Products>(work, columns);
     for (int64_t first = 0; first < item.rows; first += kRows) {
-      const int64_t rows = smaller(kRows, item.rows - first), lanes = round_up(rows, kWidth);
+      const int64_t rows = smaller(kRows, item.rows - first), lanes = round_up(rows, Products::lanes);
       const QueryBlock block = block_at(work, first, lanes, done == 0);
       int64_t offsets[kRows];
       row_offsets(call, item, call.q.stride, first, rows, offsets);
@@ -109,6 +138,14 @@ void run(const AttentionCall& call, const AttentionItem& item, const AttentionMe
     }
   }
 }
+
+#if defined(TILEDATTN_ISA_AMX)
+void run_with_matrices(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places,
+                       float* memory) {
+  const MatrixRegisters registers;
+  run<MatrixProducts>(call, item, places, memory);
+}
+#endif
 
 }  // namespace
 
@@ -120,7 +157,9 @@ void attention_item(const AttentionCall& call, const AttentionItem& item, const 
     case AttentionType::float16:
       return run<FloatProducts<AttentionType::float16>>(call, item, places, memory);
     default:
-#if defined(TILEDATTN_ISA_AVX512_BF16)
+#if defined(TILEDATTN_ISA_AMX)
+      return run_with_matrices(call, item, places, memory);
+#elif defined(TILEDATTN_ISA_AVX512_BF16)
       return run<PairProducts>(call, item, places, memory);
 #else
       return run<FloatProducts<AttentionType::bfloat16>>(call, item, places, memory);

@@ -40,7 +40,7 @@ def instruction_sets():
     if native.probe() is not None:
         return ["auto"]
     found = []
-    for name in ("portable", "avx2", "avx512", "avx512_bf16"):
+    for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx"):
         try:
             native.instruction_set(name)
         except RuntimeError:

@@ -32,7 +32,7 @@ HALF_TYPES = [torch.float16, torch.bfloat16]
 
 def known_sets():
     """The instruction sets that this processor runs, from the slowest to the best."""
-    names = ["portable", "avx2", "avx512", "avx512_bf16"]
+    names = ["portable", "avx2", "avx512", "avx512_bf16", "amx"]
     best = native.instruction_set("auto") if reason is None else names[0]
     return names[: names.index(best) + 1]
 

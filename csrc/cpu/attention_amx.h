@@ -1,0 +1,286 @@
+// The step of attention_block.h with AMX: products of bfloat16 pairs, 16 x 16 sums at a time, in matrix registers.
+//
+// Logits, weights and sums lie as they do there (a row of memory holds one key or dim of several queries), so that a
+// matrix of packed keys, queries, values or weights is what the instructions take, and a step needs no transposes.
+#pragma once
+
+#include "cpu/attention_block.h"
+#include "cpu/attention_pack.h"
+
+namespace tiledattn::TILEDATTN_ISA {
+
+/// Rows and 32-bit columns of a matrix register.
+constexpr int64_t kMatrix = 16;
+/// A larger logit than the shift's by no more than this (in base 2) leaves the shift: moving it rescales all sums, and
+/// weights up to 2^8 lose nothing.
+constexpr float kTolerated = 8.0f;
+/// Shifts up to this: fma(product, scale, -shift) is then a product's rounding away from the logit's difference.
+constexpr float kSmallShift = 8192.0f;
+
+struct MatrixProducts : PairProducts {
+  static constexpr bool matrices = true;
+  static constexpr int64_t group = 2 * kMatrix;  // two matrices of keys; one of weights is as many keys, in pairs
+  static constexpr int64_t lanes = 2 * kMatrix;
+};
+
+/// All matrix registers of a thread hold 16 x 16 for as long as this lives.
+class MatrixRegisters {
+ public:
+  MatrixRegisters() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  ~MatrixRegisters() { asm volatile("tilerelease" ::: "memory"); }
+  MatrixRegisters(const MatrixRegisters&) = delete;
+  MatrixRegisters& operator=(const MatrixRegisters&) = delete;
+};
+
+// the compiler knows neither these registers nor what reads memory into them, hence the clobbers
+template <int number>
+inline void load_matrix(const float* p, int64_t row_floats) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(number), "r"(p), "r"(row_floats * 4) : "memory");
+}
+template <int number>
+inline void store_matrix(float* p, int64_t row_floats) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(number), "r"(p), "r"(row_floats * 4) : "memory");
+}
+template <int number>
+inline void clear_matrix() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(number));
+}
+/// sum += a b, of pairs.
+template <int sum, int a, int b>
+inline void multiply_matrices() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+}
+
+/// A product of packed rows (`down` times 32, `steps` times 16 pairs long) and packed lanes (`across` times 32, as many
+/// rows of pairs), added to `sums` unless that is fresh.
+struct MatrixProduct {
+  const float* rows;
+  int64_t row_length;
+  const float* lanes;
+  float* sums;
+  int64_t lane_length;
+  int64_t down, across, steps;
+  bool fresh;
+};
+
+/// Products that are due, done a step at a time: the instructions between steps run beside the matrix unit.
+class MatrixWork {
+ public:
+  void add(const MatrixProduct& product) {
+    products_[count_++] = product;
+    left_ += product.down * product.across * product.steps;
+  }
+  int64_t steps_left() const { return left_; }
+
+  void advance(int64_t steps) {
+    for (; steps > 0; --steps) step();
+    if (left_ == 0) count_ = at_ = 0;
+  }
+
+  void finish() { advance(left_); }
+
+  /// Two by two matrices of sums are in registers 0 to 3.
+  void step() {
+    const MatrixProduct& product = products_[at_];
+    const int64_t next_row = kMatrix * product.row_length, next_lane = product.lane_length;
+    if (step_ == 0) begin(product);
+    const float* rows = product.rows + 2 * down_ * next_row + step_ * kMatrix;
+    const float* lanes = product.lanes + step_ * kMatrix * next_lane + 2 * across_ * kMatrix;
+    load_matrix<4>(rows, product.row_length), load_matrix<6>(lanes, next_lane);
+    load_matrix<7>(lanes + kMatrix, next_lane);
+    multiply_matrices<0, 4, 6>(), multiply_matrices<1, 4, 7>();
+    load_matrix<5>(rows + next_row, product.row_length);
+    multiply_matrices<2, 5, 6>(), multiply_matrices<3, 5, 7>();
+    --left_;
+    if (++step_ == product.steps) end(product);
+  }
+
+ private:
+  float* sums(const MatrixProduct& product) const {
+    return product.sums + 2 * kMatrix * (down_ * product.lane_length + across_);
+  }
+
+  void begin(const MatrixProduct& product) {
+    if (product.fresh) {
+      clear_matrix<0>(), clear_matrix<1>(), clear_matrix<2>(), clear_matrix<3>();
+    } else {
+      const float *first = sums(product), *next = first + kMatrix * product.lane_length;
+      load_matrix<0>(first, product.lane_length), load_matrix<1>(first + kMatrix, product.lane_length);
+      load_matrix<2>(next, product.lane_length), load_matrix<3>(next + kMatrix, product.lane_length);
+    }
+  }
+
+  void end(const MatrixProduct& product) {
+    float *first = sums(product), *next = first + kMatrix * product.lane_length;
+    store_matrix<0>(first, product.lane_length), store_matrix<1>(first + kMatrix, product.lane_length);
+    store_matrix<2>(next, product.lane_length), store_matrix<3>(next + kMatrix, product.lane_length);
+    step_ = 0;
+    if (++across_ < product.across) return;
+    across_ = 0;
+    if (++down_ < product.down) return;
+    down_ = 0, ++at_;
+  }
+
+  MatrixProduct products_[2];
+  int64_t count_ = 0, at_ = 0, left_ = 0;
+  int64_t down_ = 0, across_ = 0, step_ = 0;
+};
+
+/// Values at `offsets`, then zeros up to `padded` of them: [block of keys][value_row][pairs of keys].
+inline void pack_values_across(const void* v, const int64_t* offsets, int64_t count, int64_t padded, int64_t dim,
+                               int64_t value_row, float* packed) {
+  constexpr int64_t pairs = kBlockKeys / 2;
+  for (int64_t key = 0; key < padded; key += 2 * kMatrix) {
+    for (int64_t next = key + 2 * kMatrix; next < smaller(key + 4 * kMatrix, count); ++next) {
+      fetch_ahead<PairProducts>(v, offsets[next], dim);
+    }
+    float* place = packed + key / kBlockKeys * (pairs * value_row) + key % kBlockKeys / 2;
+    for (int64_t d = 0; d < value_row; d += kMatrix) {
+      Vec square[kMatrix];
+      for (int64_t i = 0; i < kMatrix; ++i) {
+        const int64_t at = key + 2 * i;
+        square[i] = d < dim ? PairProducts::load_values(v, offsets + at, count - at, d, dim - d) : Vec::zero();
+      }
+      transpose(square);
+      for (int64_t i = 0; i < kMatrix; ++i) store(place + (d + i) * pairs, square[i]);
+    }
+  }
+}
+
+/// Products become logits, in place.
+template <int V>
+inline void scale_products(const QueryBlock& block, const KeyBlock& seen) {
+  const Vec scale = Vec::all(block.scale);
+  for (int64_t key = 0; key < seen.count; ++key) {
+    const Vec bias = Vec::all(seen.bias ? seen.bias[key] : 0.0f);
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      float* at = block.weights + (key * V + j) * kWidth;
+      store(at, load(at) * scale + bias);
+    }
+  }
+}
+
+template <int V>
+inline void find_tops(const float* products, int64_t count, Vec (&top)[V]) {
+  TILEDATTN_UNROLL for (auto& x : top) x = Vec::all(-INFINITY);
+  for (int64_t key = 0; key < count; ++key, products += V * kWidth) {
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) top[j] = max(load(products + j * kWidth), top[j]);
+  }
+}
+
+inline bool any_larger(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
+inline bool all_within(Vec a, float limit) {
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), _mm512_set1_ps(limit), _CMP_NLE_UQ) == 0;
+}
+
+/// Nearest bfloat16 of weights (at least 0), ties away from 0; NaN stays NaN.
+inline Vec pair_of_weights(Vec weight, Vec next) {
+  const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512i a = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(weight.v), half), 16);
+  const __m512i b = _mm512_add_epi32(_mm512_castps_si512(next.v), half);
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(high, b, a, 0xca))};  // high ? b : a
+}
+
+/// Logits, or products with their scale, become weights 2^(scale x - shift), added to `total`, in pairs of keys.
+template <int V>
+inline void weigh_pairs(const float* logits, float* weights, int64_t count, Vec scale, const Vec (&minus_shift)[V],
+                        Vec (&total)[V]) {
+  constexpr int64_t lanes = V * kWidth;
+  for (int64_t key = 0; key < count; key += 2, logits += 2 * lanes, weights += lanes) {
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      const float* from = logits + j * kWidth;
+      const Vec weight = exp2_nonpositive(fma(load(from), scale, minus_shift[j]));
+      const Vec next = exp2_nonpositive(fma(load(from + lanes), scale, minus_shift[j]));
+      total[j] = total[j] + weight;
+      total[j] = total[j] + next;
+      store(weights + j * kWidth, pair_of_weights(weight, next));
+    }
+  }
+}
+
+/// The same in place, a few keys at a time, between which `beside` is finished. The processor does vectors at half its
+/// speed among matrices, but needs long to wake a matrix unit that it hasn't used for some 300 ns.
+template <int V>
+inline void weigh_between(float* weights, int64_t count, Vec scale, const Vec (&minus_shift)[V], Vec (&total)[V],
+                          MatrixWork& beside) {
+  constexpr int64_t lanes = V * kWidth;
+  TILEDATTN_UNROLL for (auto& x : total) x = Vec::zero();
+  for (int64_t key = 0; key < count; key += kMatrix) {
+    beside.advance(beside.steps_left() * kMatrix / (count - key));
+    weigh_pairs<V>(weights + key * lanes, weights + key / 2 * lanes, kMatrix, scale, minus_shift, total);
+  }
+}
+
+/// The step but its two products: products of queries and keys, at block.weights, become weights. `beside` holds
+/// earlier products, which the sums need before they are moved to a new shift.
+template <int V>
+void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& beside) {
+  Vec top[V], minus_shift[V], total[V], factor[V];
+  find_tops<V>(block.weights, seen.count, top);
+  Vec scale = Vec::all(block.scale);
+  bool plain = !seen.bias && block.scale > 0.0f;
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) plain = plain && all_within(top[j] * scale, kSmallShift);
+  if (!plain) {
+    scale_products<V>(block, seen);
+    find_tops<V>(block.weights, seen.count, top);
+    scale = Vec::all(1.0f);
+  }
+  bool moved = false;
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    const Vec before = load(block.tops + j * kWidth);
+    top[j] = max(top[j] * scale, before);
+    const bool moves = any_larger(top[j], before + Vec::all(kTolerated));
+    if (!moves) top[j] = before;
+    moved = moved || moves;
+    // an empty set's shift, as softmax_shift has it: -inf - (-inf) would be NaN
+    const Vec shift = replaced(top[j], -INFINITY, Vec::zero());
+    factor[j] = exp2_nonpositive(before - shift);
+    minus_shift[j] = Vec::zero() - shift;
+    store(block.tops + j * kWidth, top[j]);
+  }
+  if (moved && !block.fresh) {
+    beside.finish();
+    rescale<V>(block, seen.dim, factor);
+  }
+  weigh_between<V>(block.weights, seen.count, scale, minus_shift, total, beside);
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    float* at = block.totals + j * kWidth;
+    store(at, fma(load(at), factor[j], total[j]));
+  }
+}
+
+/// All steps of a block of queries with `blocks` blocks of keys, key_block(n) each; V is even, and block.weights holds
+/// two blocks' weights: while one becomes weights, the values of the one before are added up, then the products of the
+/// next are made in its place.
+template <int V, class KeyBlockAt>
+void attend_with_matrices(QueryBlock block, int64_t blocks, const KeyBlockAt& key_block, int64_t value_row) {
+  constexpr int64_t lanes = V * kWidth, pairs = kBlockKeys / 2;
+  float* const weights[2] = {block.weights, block.weights + kBlockRows * kBlockKeys};
+  const auto scores = [&](int64_t n) {
+    const KeyBlock seen = key_block(n);
+    return MatrixProduct{seen.keys,      seen.key_row, block.queries, weights[n % 2],
+                         lanes,          seen.count / (2 * kMatrix), V / 2, seen.key_row / kMatrix, true};
+  };
+  MatrixWork beside;
+  beside.add(scores(0));
+  beside.finish();
+  for (int64_t n = 0; n < blocks; ++n) {
+    const KeyBlock seen = key_block(n);
+    block.weights = weights[n % 2];
+    if (n + 1 < blocks) beside.add(scores(n + 1));
+    weigh_block<V>(block, seen, beside);
+    beside.add({seen.values, pairs, block.weights, block.sums, lanes, value_row / (2 * kMatrix), V / 2,
+                seen.count / (2 * kMatrix), block.fresh});
+    block.fresh = false;
+  }
+  beside.finish();
+}
+
+}  // namespace tiledattn::TILEDATTN_ISA
