@@ -17,10 +17,13 @@ constexpr float kTolerated = 8.0f;
 /// Shifts up to this: fma(product, scale, -shift) is then a product's rounding away from the logit's difference.
 constexpr float kSmallShift = 8192.0f;
 
+/// Vectors across a block of queries.
+constexpr int kMatrixVectors = 2;
+
 struct MatrixProducts : PairProducts {
   static constexpr bool matrices = true;
-  static constexpr int64_t group = 2 * kMatrix;  // two matrices of keys; one of weights is as many keys, in pairs
-  static constexpr int64_t lanes = 2 * kMatrix;
+  static constexpr int64_t rows = kMatrixVectors * kWidth, keys = 2 * kBlockKeys;
+  static constexpr int64_t lanes = rows, group = 2 * kMatrix;
 };
 
 /// All matrix registers of a thread hold 16 x 16 for as long as this lives.
@@ -58,24 +61,23 @@ inline void multiply_matrices() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
 }
 
-/// A product of packed rows (`down` times 32, `steps` times 16 pairs long) and packed lanes (`across` times 32, as many
-/// rows of pairs), added to `sums` unless that is fresh.
+/// A product of `down` packed rows (of `pairs` pairs) and a block of lanes (as many rows of pairs), added to `sums`
+/// (`down` rows of lanes) unless that is fresh.
 struct MatrixProduct {
   const float* rows;
   int64_t row_length;
   const float* lanes;
   float* sums;
-  int64_t lane_length;
-  int64_t down, across, steps;
+  int64_t down, pairs;
   bool fresh;
 };
 
-/// Products that are due, done a step at a time: the instructions between steps run beside the matrix unit.
+/// Products that are due, done a step at a time, so that other work can come between.
 class MatrixWork {
  public:
   void add(const MatrixProduct& product) {
     products_[count_++] = product;
-    left_ += product.down * product.across * product.steps;
+    left_ += product.down / (2 * kMatrix) * (product.pairs / kMatrix);
   }
   int64_t steps_left() const { return left_; }
 
@@ -86,62 +88,49 @@ class MatrixWork {
 
   void finish() { advance(left_); }
 
+ private:
+  static constexpr int64_t kLanes = MatrixProducts::rows;
+
   /// Two by two matrices of sums are in registers 0 to 3.
   void step() {
     const MatrixProduct& product = products_[at_];
-    const int64_t next_row = kMatrix * product.row_length, next_lane = product.lane_length;
-    if (step_ == 0) begin(product);
-    const float* rows = product.rows + 2 * down_ * next_row + step_ * kMatrix;
-    const float* lanes = product.lanes + step_ * kMatrix * next_lane + 2 * across_ * kMatrix;
-    load_matrix<4>(rows, product.row_length), load_matrix<6>(lanes, next_lane);
-    load_matrix<7>(lanes + kMatrix, next_lane);
+    float *sums = product.sums + row_ * kLanes, *below = sums + kMatrix * kLanes;
+    if (pair_ == 0) {
+      if (product.fresh) {
+        clear_matrix<0>(), clear_matrix<1>(), clear_matrix<2>(), clear_matrix<3>();
+      } else {
+        load_matrix<0>(sums, kLanes), load_matrix<1>(sums + kMatrix, kLanes);
+        load_matrix<2>(below, kLanes), load_matrix<3>(below + kMatrix, kLanes);
+      }
+    }
+    const int64_t row_length = product.row_length;
+    const float *rows = product.rows + row_ * row_length + pair_, *lanes = product.lanes + pair_ * kLanes;
+    load_matrix<4>(rows, row_length), load_matrix<6>(lanes, kLanes), load_matrix<7>(lanes + kMatrix, kLanes);
     multiply_matrices<0, 4, 6>(), multiply_matrices<1, 4, 7>();
-    load_matrix<5>(rows + next_row, product.row_length);
+    load_matrix<5>(rows + kMatrix * row_length, row_length);
     multiply_matrices<2, 5, 6>(), multiply_matrices<3, 5, 7>();
     --left_;
-    if (++step_ == product.steps) end(product);
-  }
-
- private:
-  float* sums(const MatrixProduct& product) const {
-    return product.sums + 2 * kMatrix * (down_ * product.lane_length + across_);
-  }
-
-  void begin(const MatrixProduct& product) {
-    if (product.fresh) {
-      clear_matrix<0>(), clear_matrix<1>(), clear_matrix<2>(), clear_matrix<3>();
-    } else {
-      const float *first = sums(product), *next = first + kMatrix * product.lane_length;
-      load_matrix<0>(first, product.lane_length), load_matrix<1>(first + kMatrix, product.lane_length);
-      load_matrix<2>(next, product.lane_length), load_matrix<3>(next + kMatrix, product.lane_length);
-    }
-  }
-
-  void end(const MatrixProduct& product) {
-    float *first = sums(product), *next = first + kMatrix * product.lane_length;
-    store_matrix<0>(first, product.lane_length), store_matrix<1>(first + kMatrix, product.lane_length);
-    store_matrix<2>(next, product.lane_length), store_matrix<3>(next + kMatrix, product.lane_length);
-    step_ = 0;
-    if (++across_ < product.across) return;
-    across_ = 0;
-    if (++down_ < product.down) return;
-    down_ = 0, ++at_;
+    if ((pair_ += kMatrix) < product.pairs) return;
+    store_matrix<0>(sums, kLanes), store_matrix<1>(sums + kMatrix, kLanes);
+    store_matrix<2>(below, kLanes), store_matrix<3>(below + kMatrix, kLanes);
+    pair_ = 0;
+    if ((row_ += 2 * kMatrix) == product.down) row_ = 0, ++at_;
   }
 
   MatrixProduct products_[2];
   int64_t count_ = 0, at_ = 0, left_ = 0;
-  int64_t down_ = 0, across_ = 0, step_ = 0;
+  int64_t row_ = 0, pair_ = 0;
 };
 
 /// Values at `offsets`, then zeros up to `padded` of them: [block of keys][value_row][pairs of keys].
 inline void pack_values_across(const void* v, const int64_t* offsets, int64_t count, int64_t padded, int64_t dim,
                                int64_t value_row, float* packed) {
-  constexpr int64_t pairs = kBlockKeys / 2;
+  constexpr int64_t pairs = MatrixProducts::keys / 2;
   for (int64_t key = 0; key < padded; key += 2 * kMatrix) {
     for (int64_t next = key + 2 * kMatrix; next < smaller(key + 4 * kMatrix, count); ++next) {
       fetch_ahead<PairProducts>(v, offsets[next], dim);
     }
-    float* place = packed + key / kBlockKeys * (pairs * value_row) + key % kBlockKeys / 2;
+    float* place = packed + key / MatrixProducts::keys * (pairs * value_row) + key % MatrixProducts::keys / 2;
     for (int64_t d = 0; d < value_row; d += kMatrix) {
       Vec square[kMatrix];
       for (int64_t i = 0; i < kMatrix; ++i) {
@@ -256,17 +245,16 @@ void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& besi
   }
 }
 
-/// All steps of a block of queries with `blocks` blocks of keys, key_block(n) each; V is even, and block.weights holds
-/// two blocks' weights: while one becomes weights, the values of the one before are added up, then the products of the
-/// next are made in its place.
-template <int V, class KeyBlockAt>
+/// All steps of a block of queries with `blocks` blocks of keys, key_block(n) each. block.weights holds two blocks'
+/// weights: while one becomes weights, the values of the one before are added up, then the products of the next are
+/// made in its place.
+template <class KeyBlockAt>
 void attend_with_matrices(QueryBlock block, int64_t blocks, const KeyBlockAt& key_block, int64_t value_row) {
-  constexpr int64_t lanes = V * kWidth, pairs = kBlockKeys / 2;
-  float* const weights[2] = {block.weights, block.weights + kBlockRows * kBlockKeys};
+  constexpr int64_t lanes = MatrixProducts::rows, keys = MatrixProducts::keys;
+  float* const weights[2] = {block.weights, block.weights + lanes * keys};
   const auto scores = [&](int64_t n) {
     const KeyBlock seen = key_block(n);
-    return MatrixProduct{seen.keys,      seen.key_row, block.queries, weights[n % 2],
-                         lanes,          seen.count / (2 * kMatrix), V / 2, seen.key_row / kMatrix, true};
+    return MatrixProduct{seen.keys, seen.key_row, block.queries, weights[n % 2], seen.count, seen.key_row, true};
   };
   MatrixWork beside;
   beside.add(scores(0));
@@ -275,9 +263,8 @@ void attend_with_matrices(QueryBlock block, int64_t blocks, const KeyBlockAt& ke
     const KeyBlock seen = key_block(n);
     block.weights = weights[n % 2];
     if (n + 1 < blocks) beside.add(scores(n + 1));
-    weigh_block<V>(block, seen, beside);
-    beside.add({seen.values, pairs, block.weights, block.sums, lanes, value_row / (2 * kMatrix), V / 2,
-                seen.count / (2 * kMatrix), block.fresh});
+    weigh_block<kMatrixVectors>(block, seen, beside);
+    beside.add({seen.values, keys / 2, block.weights, block.sums, value_row, seen.count / 2, block.fresh});
     block.fresh = false;
   }
   beside.finish();

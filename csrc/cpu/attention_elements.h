@@ -8,6 +8,19 @@ namespace tiledattn::TILEDATTN_ISA {
 
 constexpr int64_t kWidth = Vec::width;
 
+/// Blocks of queries and keys in registers of Vec: the most that a block has, and what its numbers are padded to.
+struct VectorBlocks {
+  static constexpr bool matrices = false;
+#if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
+  static constexpr int64_t rows = 4 * kWidth;
+#elif defined(TILEDATTN_ISA_AVX2)
+  static constexpr int64_t rows = 3 * kWidth;
+#else
+  static constexpr int64_t rows = 2 * kWidth;
+#endif
+  static constexpr int64_t keys = kBlockKeys, lanes = kWidth, group = kGroup;
+};
+
 template <AttentionType type>
 inline Vec load_as_floats(const void* data, int64_t at, int64_t count) {
   if constexpr (type == AttentionType::float32) return load_floats(static_cast<const float*>(data) + at, count);
@@ -28,11 +41,9 @@ inline void store_from_floats(void* data, int64_t at, Vec x, int64_t count) {
 
 /// Products of floats; 16-bit inputs are converted when they are packed.
 template <AttentionType element>
-struct FloatProducts {
+struct FloatProducts : VectorBlocks {
   static constexpr AttentionType type = element;
   static constexpr int64_t pack = 1;
-  static constexpr bool matrices = false;                     // multiplied in matrix registers
-  static constexpr int64_t group = kGroup, lanes = kWidth;  // keys and queries are packed in multiples of these
 
   /// Elements at .. at + count of a row (count <= width, or more).
   static Vec load_row(const void* data, int64_t at, int64_t count) { return load_as_floats<element>(data, at, count); }
@@ -45,11 +56,9 @@ struct FloatProducts {
 
 #if defined(TILEDATTN_ISA_AVX512_BF16)
 /// Products of bfloat16 pairs, summed in float32.
-struct PairProducts {
+struct PairProducts : VectorBlocks {
   static constexpr AttentionType type = AttentionType::bfloat16;
   static constexpr int64_t pack = 2;
-  static constexpr bool matrices = false;
-  static constexpr int64_t group = kGroup, lanes = kWidth;
 
   static Vec load_row(const void* data, int64_t at, int64_t count) {
     return load_pairs(static_cast<const uint16_t*>(data) + at, count);

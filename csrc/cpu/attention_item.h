@@ -48,8 +48,9 @@ inline AttentionMemory attention_memory(int64_t head_dim, int64_t pack, int64_t 
   m.key_row = round_up((head_dim + pack - 1) / pack, 16);
   m.value_row = round_up(head_dim, 16 * pack);
   const int64_t key_bytes = 4 * (m.key_row + m.value_row / pack);
-  const int64_t fitting = larger(smaller(kChunkBytes / key_bytes, kChunkKeys) / kBlockKeys, 1) * kBlockKeys;
-  m.chunk = smaller(fitting, round_up(larger(columns, 1), kBlockKeys));
+  const int64_t unit = pack * kBlockKeys;  // what matrix registers take at a time
+  const int64_t fitting = larger(smaller(kChunkBytes / key_bytes, kChunkKeys) / unit, 1) * unit;
+  m.chunk = smaller(fitting, round_up(larger(columns, 1), unit));
   m.blocks = columns > m.chunk ? round_up(rows, kBlockRows) / kBlockRows : 1;
   m.keys = 0;
   m.values = m.keys + m.chunk * m.key_row;
@@ -57,7 +58,7 @@ inline AttentionMemory attention_memory(int64_t head_dim, int64_t pack, int64_t 
   m.bias = m.offsets + 4 * m.chunk;  // of a key and of a value, 64 bits each
   m.queries = m.bias + m.chunk;
   m.weights = m.queries + kBlockRows * m.key_row;
-  m.sums = m.weights + pack * kBlockRows * kBlockKeys;  // matrix registers work on two blocks' weights at a time
+  m.sums = m.weights + pack * kBlockRows * kBlockKeys;
   m.states = m.sums + m.blocks * kBlockRows * m.value_row;
   m.total = m.states + m.blocks * kBlockRows * 2;
   return m;

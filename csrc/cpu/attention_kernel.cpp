@@ -47,9 +47,9 @@ void pack_chunk(Work& work, Columns& columns) {
   work.count = columns.next(at.chunk, key_offsets, value_offsets, bias);
   work.padded = round_up(work.count, Products::group);
   for (int64_t key = work.count; key < work.padded; ++key) bias[key] = -INFINITY;
-  for (int64_t key = 0; key < work.padded; key += kBlockKeys) {
-    bool& biased = work.biased[key / kBlockKeys] = false;
-    for (int64_t i = key; i < smaller(key + kBlockKeys, work.padded); ++i) biased = biased || bias[i] != 0.0f;
+  for (int64_t key = 0; key < work.padded; key += Products::keys) {
+    bool& biased = work.biased[key / Products::keys] = false;
+    for (int64_t i = key; i < smaller(key + Products::keys, work.padded); ++i) biased = biased || bias[i] != 0.0f;
   }
   pack_keys<Products>(call.k.data, key_offsets, work.count, work.padded, call.head_dim, at.key_row,
                       work.memory + at.keys);
@@ -63,8 +63,8 @@ KeyBlock key_block_at(const Work& work, int64_t key) {
   KeyBlock seen;
   seen.keys = work.memory + at.keys + key * at.key_row;
   seen.values = work.memory + at.values + key / Products::pack * at.value_row;
-  seen.bias = work.biased[key / kBlockKeys] ? work.memory + at.bias + key : nullptr;
-  seen.count = smaller(kBlockKeys, work.padded - key);
+  seen.bias = work.biased[key / Products::keys] ? work.memory + at.bias + key : nullptr;
+  seen.count = smaller(Products::keys, work.padded - key);
   seen.key_row = at.key_row;
   seen.units = (work.call.head_dim + Products::pack - 1) / Products::pack;
   seen.dim = work.call.head_dim;
@@ -76,11 +76,11 @@ void attend_chunk(const Work& work, QueryBlock block, int64_t rows, const int64_
   const AttentionCall& call = work.call;
   const AttentionMemory& at = work.places;
   pack_queries<Products>(call.q.data, offsets, rows, V * kWidth, call.head_dim, work.memory + at.queries);
-  const auto key_block = [&work](int64_t n) { return key_block_at<Products>(work, n * kBlockKeys); };
-  const int64_t blocks = (work.padded + kBlockKeys - 1) / kBlockKeys;
+  const auto key_block = [&work](int64_t n) { return key_block_at<Products>(work, n * Products::keys); };
+  const int64_t blocks = (work.padded + Products::keys - 1) / Products::keys;
 #if defined(TILEDATTN_ISA_AMX)
   if constexpr (Products::matrices) {
-    if constexpr (V % 2 == 0) attend_with_matrices<V>(block, blocks, key_block, at.value_row);
+    if constexpr (V == kMatrixVectors) attend_with_matrices(block, blocks, key_block, at.value_row);
     return;
   }
 #endif
@@ -127,8 +127,8 @@ void run(const AttentionCall& call, const AttentionItem& item, const AttentionMe
   Columns columns(call, item);
   for (int64_t done = 0; done < item.columns; done += work.count) {
     pack_chunk<Products>(work, columns);
-    for (int64_t first = 0; first < item.rows; first += kRows) {
-      const int64_t rows = smaller(kRows, item.rows - first), lanes = round_up(rows, Products::lanes);
+    for (int64_t first = 0; first < item.rows; first += Products::rows) {
+      const int64_t rows = smaller(Products::rows, item.rows - first), lanes = round_up(rows, Products::lanes);
       const QueryBlock block = block_at(work, first, lanes, done == 0);
       int64_t offsets[kRows];
       row_offsets(call, item, call.q.stride, first, rows, offsets);

@@ -7,14 +7,8 @@
 
 namespace tiledattn::TILEDATTN_ISA {
 
-#if defined(TILEDATTN_ISA_AVX512) || defined(TILEDATTN_ISA_AVX512_BF16)
-constexpr int kVectors = 4;
-#elif defined(TILEDATTN_ISA_AVX2)
-constexpr int kVectors = 3;
-#else
-constexpr int kVectors = 2;
-#endif
-constexpr int64_t kRows = kVectors * kWidth;
+constexpr int64_t kRows = VectorBlocks::rows;
+constexpr int kVectors = kRows / kWidth;
 
 template <int n>
 struct Count {
