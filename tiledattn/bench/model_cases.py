@@ -68,7 +68,6 @@ LAYERS = (
     Layer("textures UNet", (8, 8), (1, 1), 3, 32, 0, 2, (SQUARE,), 3),
     Layer("textures DiT", (1, 16, 16), (1, 4, 4), 4, 32, 0, 2, (("64x384", (1, 1, 6)), ("256x256", (1, 4, 4))), 4),
 )
-QUICK = ("textures UNet", (16, 16), "256x256")
 
 
 class Picture(NamedTuple):
@@ -112,7 +111,6 @@ def _of_layer(layer: Layer, canvas: str, grid: tuple[int, ...], heads: int, batc
     reduced = f", {heads} of {layer.heads} heads" if heads < layer.heads else f", H{heads}"
     halo = str(layer.halo[0]) if len(set(layer.halo)) == 1 else _times(layer.halo)
     name = f"{layer.model}, {canvas}: {tiles}{prefix}, halo {halo}{reduced} D{layer.dim} B{batch}"
-    quick = (layer.model, layer.tile, canvas) == QUICK
     return AttentionCase(
         "attention of models",
         name,
@@ -123,7 +121,6 @@ def _of_layer(layer: Layer, canvas: str, grid: tuple[int, ...], heads: int, batc
         layer.dim,
         batch,
         prefix=layer.prefix,
-        quick=quick,
     )
 
 

@@ -20,7 +20,7 @@ from tiledattn.files import check_writable, whole_file
 from . import against, cores, environment, html, limits, plan, registry, report, runner, timing
 from .app import CASE_SECONDS, FOLDER, UsageError
 
-QUICK_SECONDS = 14.0  # of samples in all quick cases; checks, compilation and slow ways' least samples come on top
+QUICK_SECONDS = 12.0  # of samples in all quick cases; checks, compilation and slow ways' least samples come on top
 LEAST_CASE_SECONDS = 0.5
 NOTHING_DONE = "before any case was done; nothing written"
 
