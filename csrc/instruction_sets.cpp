@@ -54,9 +54,19 @@ bool runs_here(InstructionSet set) {
 #endif
 }
 
+/// Intel's processors take longer for products of bfloat16 pairs in vectors than for as many of floats.
+bool pays_here(InstructionSet set) {
+#if defined(__x86_64__)
+  return set != InstructionSet::avx512_bf16 || !__builtin_cpu_is("intel");
+#else
+  (void)set;
+  return true;
+#endif
+}
+
 InstructionSet best() {
   for (InstructionSet set : kAll) {
-    if (runs_here(set)) return set;
+    if (runs_here(set) && pays_here(set)) return set;
   }
   return InstructionSet::portable;
 }

@@ -17,7 +17,8 @@ inline void with_products(AttentionType type, const Run& run) {
     case AttentionType::float16:
       return run(FloatProducts<AttentionType::float16>{});
     default:
-#if defined(TILEDATTN_ISA_AVX512_BF16)
+// where there are matrix registers, products of pairs are slower than those of floats
+#if defined(TILEDATTN_ISA_AVX512_BF16) && !defined(TILEDATTN_ISA_AMX)
       return run(PairProducts{});
 #else
       return run(FloatProducts<AttentionType::bfloat16>{});

@@ -93,10 +93,11 @@ def test_the_result_does_not_depend_on_the_number_of_threads(dtype):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-def test_large_and_tiny_logits(instruction_set):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_and_tiny_logits(instruction_set, dtype):
     layout = ta.TileLayout((6, 6), 3)
     for size in (1e-20, 30.0, 1e4):
-        q, k, v = attention_inputs(layout)
+        q, k, v = attention_inputs(layout, dtype=dtype)
         q = q * size
         exact, exact_lse = oracle(q, k, v, layout, 1)
         out, lse = ta.cross_tile_attention(q, k, v, layout, 1, return_lse=True, backend="cpu")
@@ -104,9 +105,27 @@ def test_large_and_tiny_logits(instruction_set):
         assert_within_budget(lse, plain_lse(q, k, layout, 1), exact_lse)
 
 
-def test_nan_stays_where_it_is_seen(instruction_set):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.2, -0.2, 0.0])
+@pytest.mark.parametrize("rise", [0.5, 5.0, 40.0])
+def test_logits_that_rise_from_key_to_key(instruction_set, dtype, scale, rise):
+    """The largest logit so far moves little or much from one block of keys to the next, upwards or downwards."""
+    layout = ta.TileLayout(1024, 512)
+    q, k, v = attention_inputs(layout, heads=2, dim=32, dtype=dtype)
+    q[..., 0] = 1.0
+    q[:, :, ::3, :, 0] = -1.0
+    k[..., 0] += torch.linspace(0, rise, 512, dtype=torch.float32).to(dtype)[:, None]
+    arguments = {"scale": scale, "halo_weight": 0.5}
+    exact, exact_lse = oracle(q, k, v, layout, "all", **arguments)
+    out, lse = ta.cross_tile_attention(q, k, v, layout, "all", return_lse=True, backend="cpu", **arguments)
+    assert_within_budget(out, plain_attention(q, k, v, layout, "all", **arguments), exact)
+    assert_within_budget(lse, plain_lse(q, k, layout, "all", **arguments), exact_lse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_where_it_is_seen(instruction_set, dtype):
     layout = ta.TileLayout(12, 4)
-    q, k, v = attention_inputs(layout, batch=2)
+    q, k, v = attention_inputs(layout, batch=2, dtype=dtype)
     q[1, 0, 2, 1, 3] = math.nan
     k[0, 1, 0] = math.nan  # seen by tile 0 only: out of the others' reach
     out, lse = ta.cross_tile_attention(q, k, v, layout, 2, return_lse=True, backend="cpu")
