@@ -96,6 +96,13 @@ def find_compiler() -> list[str]:
     raise CannotBuildError(f"no C++ compiler was found ({asked or 'g++, clang++ and c++'} not on PATH)")
 
 
+def assembles_amx(compiler: list[str]) -> bool:
+    """Whether the assembler knows AMX, as GNU's does from binutils 2.36 on; all else is in flags of GCC 10 already."""
+    source = 'void f() { asm volatile("tilezero %tmm0"); }'
+    command = [*compiler, "-x", "c++", "-c", "-", "-o", os.devnull]
+    return not subprocess.run(command, input=source, capture_output=True, text=True, check=False).returncode
+
+
 def host_compiler(words: list[str]) -> str:
     """The program in a compiler's command, which may start with launchers (ccache) and end with options."""
     programs = [word for word in words if not word.startswith("-") and shutil.which(word)]
@@ -161,7 +168,9 @@ class Rules:
         self.no_cuda = no_cuda or why_no_cuda()
         self.nvcc = None if self.no_cuda else find_nvcc()
         machine = platform.machine()
-        self.instruction_sets = X86_FLAGS if machine in ("x86_64", "AMD64") else {"portable": []}
+        self.instruction_sets = dict(X86_FLAGS) if machine in ("x86_64", "AMD64") else {"portable": []}
+        if "amx" in self.instruction_sets and not assembles_amx(self.compiler):
+            del self.instruction_sets["amx"]
         self.steps: list[Step] = []
         self._compile_all()
         self._link()
@@ -169,6 +178,7 @@ class Rules:
     @property
     def _common(self) -> list[str]:
         flags = ["-std=c++17", "-O3", f"-I{SOURCES / 'include'}", f"-I{SOURCES}"]
+        flags += [] if "amx" in self.instruction_sets else ["-DTILEDATTN_WITHOUT_AMX"]
         return flags + (["-g", "-O1", "-fno-omit-frame-pointer"] if sanitized() else [])
 
     @property

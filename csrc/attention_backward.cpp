@@ -178,8 +178,7 @@ void attention_backward(const AttentionBackwardCall& call, void* scratch, const 
   const int64_t tokens = sizes.tiles * sizes.batch * sizes.sequence;
   parallel_for(parallel, tokens, kDeltaTokens,
                [&](int64_t begin, int64_t end) { make_deltas(call, deltas, begin, end); });
-  const int64_t pack = set == InstructionSet::amx ? 1 : attention_pack(sizes.type, set);
-  const BackwardMemory places = memory_of(sizes, schedule, pack);
+  const BackwardMemory places = memory_of(sizes, schedule, gradient_pack(sizes.type, set));
   BackwardCrew crew{call, schedule, places, set, deltas, deltas + delta_floats(sizes)};
   const int64_t members = members_of(sizes, schedule, parallel.threads);
   if (members == 1) return crew.work(0);

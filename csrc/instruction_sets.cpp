@@ -3,7 +3,7 @@
 #include <atomic>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(TILEDATTN_WITHOUT_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,7 +19,7 @@ constexpr InstructionSet kAll[] = {InstructionSet::amx, InstructionSet::avx512_b
 /// Whether there are matrix registers for bfloat16, and the system lets this process use them: it saves their 8 KB only
 /// for processes that have asked.
 bool amx_runs_here() {
-#if defined(__linux__)
+#if defined(__linux__) && !defined(TILEDATTN_WITHOUT_AMX)
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBfloat16 = 1u << 22, kMatrices = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kMatrices) == 0) return false;

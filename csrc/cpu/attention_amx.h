@@ -11,8 +11,8 @@ namespace tiledattn::TILEDATTN_ISA {
 
 /// Rows and 32-bit columns of a matrix register.
 constexpr int64_t kMatrix = 16;
-/// A larger logit than the shift's by no more than this (in base 2) leaves the shift: moving it rescales all sums, and
-/// weights up to 2^8 lose nothing.
+/// A logit (in base 2) larger than the shift by no more than this leaves it: moving it rescales all sums, and weights
+/// up to 2^8 lose nothing. So block.tops hold shifts, which may be less than the largest logit.
 constexpr float kTolerated = 8.0f;
 /// Shifts up to this: fma(product, scale, -shift) is then a product's rounding away from the logit's difference.
 constexpr float kSmallShift = 8192.0f;
@@ -164,7 +164,11 @@ inline void find_tops(const float* products, int64_t count, Vec (&top)[V]) {
   }
 }
 
-inline bool any_larger(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
+/// Lanes of `top` where it is larger than that of `before` by more than is tolerated, of `before` elsewhere.
+inline Vec moved_top(Vec top, Vec before) {
+  const Vec most = before + Vec::all(kTolerated);
+  return {_mm512_mask_mov_ps(before.v, _mm512_cmp_ps_mask(top.v, most.v, _CMP_GT_OQ), top.v)};
+}
 inline bool all_within(Vec a, float limit) {
   return _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), _mm512_set1_ps(limit), _CMP_NLE_UQ) == 0;
 }
@@ -194,23 +198,23 @@ inline void weigh_pairs(const float* logits, float* weights, int64_t count, Vec 
   }
 }
 
-/// The same in place, a few keys at a time, between which `beside` is finished. The processor does vectors at half its
-/// speed among matrices, but needs long to wake a matrix unit that it hasn't used for some 300 ns.
+/// The same in place, a few keys at a time, between which `due` is finished. An Intel family 6, model 207 does vectors
+/// at half its speed among matrices, but takes some 300 ns to wake a matrix unit that was idle for as long.
 template <int V>
 inline void weigh_between(float* weights, int64_t count, Vec scale, const Vec (&minus_shift)[V], Vec (&total)[V],
-                          MatrixWork& beside) {
+                          MatrixWork& due) {
   constexpr int64_t lanes = V * kWidth;
   TILEDATTN_UNROLL for (auto& x : total) x = Vec::zero();
   for (int64_t key = 0; key < count; key += kMatrix) {
-    beside.advance(beside.steps_left() * kMatrix / (count - key));
+    due.advance(due.steps_left() * kMatrix / (count - key));
     weigh_pairs<V>(weights + key * lanes, weights + key / 2 * lanes, kMatrix, scale, minus_shift, total);
   }
 }
 
-/// The step but its two products: products of queries and keys, at block.weights, become weights. `beside` holds
+/// The step but its two products: products of queries and keys, at block.weights, become weights. `due` holds
 /// earlier products, which the sums need before they are moved to a new shift.
 template <int V>
-void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& beside) {
+void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& due) {
   Vec top[V], minus_shift[V], total[V], factor[V];
   find_tops<V>(block.weights, seen.count, top);
   Vec scale = Vec::all(block.scale);
@@ -224,10 +228,8 @@ void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& besi
   bool moved = false;
   TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
     const Vec before = load(block.tops + j * kWidth);
-    top[j] = max(top[j] * scale, before);
-    const bool moves = any_larger(top[j], before + Vec::all(kTolerated));
-    if (!moves) top[j] = before;
-    moved = moved || moves;
+    top[j] = moved_top(top[j] * scale, before);
+    moved = moved || any_different(top[j], before);
     // an empty set's shift, as softmax_shift has it: -inf - (-inf) would be NaN
     const Vec shift = replaced(top[j], -INFINITY, Vec::zero());
     factor[j] = exp2_nonpositive(before - shift);
@@ -235,10 +237,10 @@ void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& besi
     store(block.tops + j * kWidth, top[j]);
   }
   if (moved && !block.fresh) {
-    beside.finish();
+    due.finish();
     rescale<V>(block, seen.dim, factor);
   }
-  weigh_between<V>(block.weights, seen.count, scale, minus_shift, total, beside);
+  weigh_between<V>(block.weights, seen.count, scale, minus_shift, total, due);
   TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
     float* at = block.totals + j * kWidth;
     store(at, fma(load(at), factor[j], total[j]));
@@ -256,18 +258,18 @@ void attend_with_matrices(QueryBlock block, int64_t blocks, const KeyBlockAt& ke
     const KeyBlock seen = key_block(n);
     return MatrixProduct{seen.keys, seen.key_row, block.queries, weights[n % 2], seen.count, seen.key_row, true};
   };
-  MatrixWork beside;
-  beside.add(scores(0));
-  beside.finish();
+  MatrixWork due;
+  due.add(scores(0));
+  due.finish();
   for (int64_t n = 0; n < blocks; ++n) {
     const KeyBlock seen = key_block(n);
     block.weights = weights[n % 2];
-    if (n + 1 < blocks) beside.add(scores(n + 1));
-    weigh_block<kMatrixVectors>(block, seen, beside);
-    beside.add({seen.values, keys / 2, block.weights, block.sums, value_row, seen.count / 2, block.fresh});
+    if (n + 1 < blocks) due.add(scores(n + 1));
+    weigh_block<kMatrixVectors>(block, seen, due);
+    due.add({seen.values, keys / 2, block.weights, block.sums, value_row, seen.count / 2, block.fresh});
     block.fresh = false;
   }
-  beside.finish();
+  due.finish();
 }
 
 }  // namespace tiledattn::TILEDATTN_ISA

@@ -8,7 +8,7 @@
 
 namespace tiledattn::TILEDATTN_ISA {
 
-/// Calls run(products) with what multiplies the type's elements.
+/// Calls run(products) with what multiplies the type's elements, as `gradient_pack` has it.
 template <class Run>
 inline void with_products(AttentionType type, const Run& run) {
   switch (type) {
@@ -17,7 +17,6 @@ inline void with_products(AttentionType type, const Run& run) {
     case AttentionType::float16:
       return run(FloatProducts<AttentionType::float16>{});
     default:
-// where there are matrix registers, products of pairs are slower than those of floats
 #if defined(TILEDATTN_ISA_AVX512_BF16) && !defined(TILEDATTN_ISA_AMX)
       return run(PairProducts{});
 #else

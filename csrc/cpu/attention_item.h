@@ -69,6 +69,11 @@ inline int64_t attention_pack(AttentionType type, InstructionSet set) {
   return type == AttentionType::bfloat16 && (set == InstructionSet::avx512_bf16 || set == InstructionSet::amx) ? 2 : 1;
 }
 
+/// The same for gradients: where there are matrix registers, products of pairs in vectors are slower than of floats.
+inline int64_t gradient_pack(AttentionType type, InstructionSet set) {
+  return set == InstructionSet::amx ? 1 : attention_pack(type, set);
+}
+
 #define TILEDATTN_DECLARE_ATTENTION(isa)                                                                   \
   namespace isa {                                                                                          \
   void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places, \

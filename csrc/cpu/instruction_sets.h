@@ -1,13 +1,16 @@
 // The instruction sets that kernels are compiled for, and the one in use.
 //
 // Every source in csrc/cpu is compiled once per instruction set, with TILEDATTN_ISA naming the namespace that its
-// kernels live in and TILEDATTN_ISA_<NAME> (PORTABLE, AVX2, AVX512, AVX512_BF16, AMX) defined; AMX defines
-// AVX512_BF16 as well. Such a source must not
-// instantiate inline functions that other sources share (std containers and algorithms with external linkage): the
-// linker keeps one copy of them, which might be the one that this processor can't run.
+// kernels live in and TILEDATTN_ISA_<NAME> (PORTABLE, AVX2, AVX512, AVX512_BF16, AMX) defined; AMX defines AVX512_BF16
+// as well. Such a source must not instantiate inline functions that other sources share (std containers and algorithms
+// with external linkage): the linker keeps one copy of them, which might be the one that this processor can't run.
+//
+// TILEDATTN_WITHOUT_AMX: the assembler doesn't know AMX.
 #pragma once
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(TILEDATTN_WITHOUT_AMX)
+#define TILEDATTN_FOR_EACH_ISA(X) X(portable) X(avx2) X(avx512) X(avx512_bf16)
+#elif defined(__x86_64__)
 #define TILEDATTN_FOR_EACH_ISA(X) X(portable) X(avx2) X(avx512) X(avx512_bf16) X(amx)
 #else
 #define TILEDATTN_FOR_EACH_ISA(X) X(portable)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 NAME = "cpu"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RUNS_ON = "CPUs, where the native library was built"
-PROVEN_ON = ("x86-64 CPU with AVX-512 and bfloat16, 2026-11-20", "x86-64 CPU with AVX2, 2026-11-30")
+PROVEN_ON = (
+    "x86-64 CPU with AVX-512 and bfloat16, 2026-11-20",
+    "x86-64 CPU with AVX2, 2026-11-30",
+    "x86-64 CPU with AMX, 2026-11-30",
+)
 OPS = ("cross_tile_attention", "cross_tile_attention_backward", "extract_tiles", "blend_tiles", "pad_tiles")
 
 
