@@ -12,8 +12,8 @@
 
 namespace tiledattn {
 
-/// The largest logit met, or one near it, and the sum of 2^(logit - top). Static functions: each source file has its own copy, compiled
-/// for its own instruction set.
+/// The largest logit met, or one near it, and the sum of 2^(logit - top). Static functions: each source file has its
+/// own copy, compiled for its own instruction set.
 struct SoftmaxState {
   float top;
   float sum;
