@@ -59,7 +59,7 @@ const char* attention_error(const AttentionCall& call);
 int64_t attention_scratch_bytes(const AttentionCall& call, int threads);
 
 /// The most that it needs for any call of a head dim: it grows with neither the canvas, the tiles nor the halo, only
-/// with the threads. At head dim 128 in float32 about 1.3 MB a thread, less than K and V of 1300 tokens.
+/// with the threads. At head dim 128 in float32 about 1.2 MB a thread, less than K and V of 1200 tokens.
 int64_t attention_scratch_limit(int64_t head_dim, int threads);
 
 /// Runs the call. `scratch` holds attention_scratch_bytes(call, parallel.threads) bytes, of any alignment. The result
