@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -13,11 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiledattn as ta
-from tiledattn.backends import reference
+from tiledattn.backends import native, reference
 from tiledattn.geometry import normalize_halo
 
 BACKENDS = [name for name in ("torch", "cpu") if ta.backends()[name] is None]
 """Those that run on a CPU here and are judged by the reference."""
+
+
+def instruction_sets() -> list[str]:
+    """Those of the native library that this processor runs, from the slowest on; "auto" where there is no library."""
+    if native.probe() is not None:
+        return ["auto"]
+    found = []
+    for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx"):
+        with contextlib.suppress(RuntimeError):  # not on this processor
+            found.append(native.instruction_set(name))
+    native.instruction_set("auto")
+    return found
 
 
 @st.composite

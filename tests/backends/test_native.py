@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_within_budget, layouts, relative_error
+from support import assert_within_budget, instruction_sets, layouts, relative_error
 
 import tiledattn as ta
 from tiledattn.backends import native, native_library, reference
@@ -33,21 +33,6 @@ def test_a_compiler_gives_a_library():
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("no C++ compiler")
     assert native.probe() is None
-
-
-def instruction_sets():
-    """Those that this processor runs."""
-    if native.probe() is not None:
-        return ["auto"]
-    found = []
-    for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx"):
-        try:
-            native.instruction_set(name)
-        except RuntimeError:
-            continue
-        found.append(name)
-    native.instruction_set("auto")
-    return found
 
 
 @pytest.fixture(params=instruction_sets(), scope="module")

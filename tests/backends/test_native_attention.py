@@ -1,6 +1,5 @@
 """Cross-tile attention of the native library: what the tests of every backend can't see."""
 
-import contextlib
 import math
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from support import (
     assert_within_budget,
     attention_inputs,
     halos,
+    instruction_sets,
     layouts,
     oracle,
     plain_attention,
@@ -31,18 +31,7 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 HALF_TYPES = [torch.float16, torch.bfloat16]
 
 
-def known_sets():
-    """The instruction sets that this processor runs, from the slowest to the best."""
-    found = []
-    for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx") if reason is None else ():
-        with contextlib.suppress(RuntimeError):  # not on this processor
-            found.append(native.instruction_set(name))
-    if found:
-        native.instruction_set("auto")
-    return found or ["portable"]
-
-
-@pytest.fixture(params=known_sets())
+@pytest.fixture(params=instruction_sets())
 def instruction_set(request):
     yield native.instruction_set(request.param)
     native.instruction_set("auto")

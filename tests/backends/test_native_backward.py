@@ -1,6 +1,5 @@
 """Gradients of the native library: instruction sets, threads, memory, tables; the rest: tests/ops/test_gradients.py."""
 
-import contextlib
 import math
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from gradients import (
     plain_gradients,
     random_gradients,
 )
-from support import attention_inputs
+from support import attention_inputs, instruction_sets
 
 import tiledattn as ta
 from tiledattn.backends import native
@@ -30,18 +29,7 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def known_sets():
-    """The instruction sets that this processor runs, from the slowest to the best."""
-    found = []
-    for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx") if reason is None else ():
-        with contextlib.suppress(RuntimeError):  # not on this processor
-            found.append(native.instruction_set(name))
-    if found:
-        native.instruction_set("auto")
-    return found or ["portable"]
-
-
-@pytest.fixture(params=known_sets())
+@pytest.fixture(params=instruction_sets())
 def instruction_set(request):
     yield native.instruction_set(request.param)
     native.instruction_set("auto")
