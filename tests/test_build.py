@@ -63,6 +63,21 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_why(checkout, environment
     assert json.loads((checkout / "build/lib/tiledattn/_build.json").read_text())["reason"] == reason
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is of x86-64")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_an_assembler_that_does_not_know_amx_leaves_it_out(script, tmp_path, monkeypatch):
+    compiler = tmp_path / "older"  # fails on what is given to it on stdin
+    compiler.write_text('#!/bin/sh\nfor word in "$@"; do [ "$word" = - ] && exit 1; done\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TILEDATTN_CUDA", "0")
+    for name, known in (("c++", script.assembles_amx(["c++"])), (str(compiler), False)):
+        monkeypatch.setenv("CXX", name)
+        rules = script.Rules(tmp_path)
+        assert ("amx" in rules.instruction_sets) == known
+        compiled = [step.command for step in rules.steps if step.depfile is not None]
+        assert all(("-DTILEDATTN_WITHOUT_AMX" in command) != known for command in compiled)
+
+
 def test_a_compiler_that_fails_is_named(checkout):
     compiler = checkout / "broken"
     compiler.write_text("#!/bin/sh\necho 'fatal error: no such thing' >&2\nexit 1\n")
