@@ -2,6 +2,10 @@
 //
 // Logits, weights and sums lie as they do there (a row of memory holds one key or dim of several queries), so that a
 // matrix of packed keys, queries, values or weights is what the instructions take, and a step needs no transposes.
+// Keys and values lie in squares of 32 rows (keys; dims) and 16 pairs (of dims; of keys), each read in one go:
+//
+//   keys     [32 keys][16 pairs of dims][key][pair]
+//   values   [32 keys][dim][pair of keys]
 #pragma once
 
 #include "cpu/attention_block.h"
@@ -9,11 +13,9 @@
 
 namespace tiledattn::TILEDATTN_ISA {
 
-/// Rows and 32-bit columns of a matrix register.
-constexpr int64_t kMatrix = 16;
-/// A logit (in base 2) larger than the shift by no more than this leaves it: moving it rescales all sums, and weights
-/// up to 2^8 lose nothing. So block.tops hold shifts, which may be less than the largest logit.
-constexpr float kTolerated = 8.0f;
+/// A block's weights may sum up to this before the shift moves to the largest logit: moving it rescales all sums, and
+/// larger weights lose nothing. So block.tops hold shifts, which may be less than the largest logit.
+constexpr float kMostTotal = 1024.0f;
 /// Shifts up to this: fma(product, scale, -shift) is then a product's rounding away from the logit's difference.
 constexpr float kSmallShift = 8192.0f;
 
@@ -23,7 +25,7 @@ constexpr int kMatrixVectors = 2;
 struct MatrixProducts : PairProducts {
   static constexpr bool matrices = true;
   static constexpr int64_t rows = kMatrixVectors * kWidth, keys = 2 * kBlockKeys;
-  static constexpr int64_t lanes = rows, group = 2 * kMatrix;
+  static constexpr int64_t lanes = rows, group = kSquareRows;
 };
 
 /// All matrix registers of a thread hold 16 x 16 for as long as this lives.
@@ -47,6 +49,11 @@ template <int number>
 inline void load_matrix(const float* p, int64_t row_floats) {
   asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(number), "r"(p), "r"(row_floats * 4) : "memory");
 }
+/// The same of what is not needed again soon: what is stays in the first-level cache.
+template <int number>
+inline void stream_matrix(const float* p, int64_t row_floats) {
+  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(number), "r"(p), "r"(row_floats * 4) : "memory");
+}
 template <int number>
 inline void store_matrix(float* p, int64_t row_floats) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(number), "r"(p), "r"(row_floats * 4) : "memory");
@@ -64,81 +71,75 @@ inline void multiply_matrices() {
 /// A product of `down` packed rows (of `pairs` pairs) and a block of lanes (as many rows of pairs), added to `sums`
 /// (`down` rows of lanes) unless that is fresh.
 struct MatrixProduct {
-  const float* rows;
-  int64_t row_length;
+  const float* squares;
+  int64_t next_rows, next_pairs;  // floats from a square to that of the next rows, or pairs
   const float* lanes;
   float* sums;
   int64_t down, pairs;
   bool fresh;
+
+  /// How often `multiply` calls meanwhile.advance().
+  int64_t pauses() const { return 2 * (down / kSquareRows) * (pairs / kMatrix); }
 };
 
-/// Products that are due, done a step at a time, so that other work can come between.
-class MatrixWork {
- public:
-  void add(const MatrixProduct& product) {
-    products_[count_++] = product;
-    left_ += product.down / (2 * kMatrix) * (product.pairs / kMatrix);
+/// Registers number and number + 1 hold new sums; those that they held go where they are due.
+template <int number>
+inline void exchange_sums(float* due, const float* sums, bool fresh) {
+  constexpr int64_t lanes = MatrixProducts::rows, below = number / 2 * kMatrix * lanes;
+  if (due) store_matrix<number>(due + below, lanes), store_matrix<number + 1>(due + below + kMatrix, lanes);
+  if (fresh) {
+    clear_matrix<number>(), clear_matrix<number + 1>();
+  } else if (sums) {
+    stream_matrix<number>(sums + below, lanes), stream_matrix<number + 1>(sums + below + kMatrix, lanes);
   }
-  int64_t steps_left() const { return left_; }
+}
 
-  void advance(int64_t steps) {
-    for (; steps > 0; --steps) step();
-    if (left_ == 0) count_ = at_ = 0;
-  }
-
-  void finish() { advance(left_); }
-
- private:
-  static constexpr int64_t kLanes = MatrixProducts::rows;
-
-  /// Two by two matrices of sums are in registers 0 to 3.
-  void step() {
-    const MatrixProduct& product = products_[at_];
-    float *sums = product.sums + row_ * kLanes, *below = sums + kMatrix * kLanes;
-    if (pair_ == 0) {
-      if (product.fresh) {
-        clear_matrix<0>(), clear_matrix<1>(), clear_matrix<2>(), clear_matrix<3>();
-      } else {
-        load_matrix<0>(sums, kLanes), load_matrix<1>(sums + kMatrix, kLanes);
-        load_matrix<2>(below, kLanes), load_matrix<3>(below + kMatrix, kLanes);
-      }
+/// Does a product, and some of `meanwhile` after every two of matrices: an Intel family 6, model 207 does both at once
+/// where they alternate this often. Two by two matrices of sums are in registers 0 to 3; they are stored among the next
+/// ones' products, two at a time, since four at once hold up everything else.
+template <class Meanwhile>
+inline void multiply(const MatrixProduct& product, Meanwhile& meanwhile) {
+  constexpr int64_t lanes = MatrixProducts::rows, below = kMatrix * kMatrix;
+  float* due = nullptr;
+  for (int64_t row = 0; row < product.down; row += kSquareRows) {
+    float* const sums = product.sums + row * lanes;
+    const float *square = product.squares + row / kSquareRows * product.next_rows, *right = product.lanes;
+    for (int64_t pair = 0; pair < product.pairs; pair += kMatrix, square += product.next_pairs) {
+      stream_matrix<4>(square, kMatrix), load_matrix<6>(right, lanes), load_matrix<7>(right + kMatrix, lanes);
+      if (pair == 0) exchange_sums<0>(due, sums, product.fresh);
+      multiply_matrices<0, 4, 6>(), multiply_matrices<1, 4, 7>();
+      meanwhile.advance();
+      stream_matrix<5>(square + below, kMatrix);
+      if (pair == 0) exchange_sums<2>(due, sums, product.fresh);
+      multiply_matrices<2, 5, 6>(), multiply_matrices<3, 5, 7>();
+      meanwhile.advance();
+      right += kMatrix * lanes;
     }
-    const int64_t row_length = product.row_length;
-    const float *rows = product.rows + row_ * row_length + pair_, *lanes = product.lanes + pair_ * kLanes;
-    load_matrix<4>(rows, row_length), load_matrix<6>(lanes, kLanes), load_matrix<7>(lanes + kMatrix, kLanes);
-    multiply_matrices<0, 4, 6>(), multiply_matrices<1, 4, 7>();
-    load_matrix<5>(rows + kMatrix * row_length, row_length);
-    multiply_matrices<2, 5, 6>(), multiply_matrices<3, 5, 7>();
-    --left_;
-    if ((pair_ += kMatrix) < product.pairs) return;
-    store_matrix<0>(sums, kLanes), store_matrix<1>(sums + kMatrix, kLanes);
-    store_matrix<2>(below, kLanes), store_matrix<3>(below + kMatrix, kLanes);
-    pair_ = 0;
-    if ((row_ += 2 * kMatrix) == product.down) row_ = 0, ++at_;
+    due = sums;
   }
+  exchange_sums<0>(due, nullptr, false), exchange_sums<2>(due, nullptr, false);
+}
 
-  MatrixProduct products_[2];
-  int64_t count_ = 0, at_ = 0, left_ = 0;
-  int64_t row_ = 0, pair_ = 0;
+struct Nothing {
+  void advance() {}
 };
 
-/// Values at `offsets`, then zeros up to `padded` of them: [block of keys][value_row][pairs of keys].
+/// Values at `offsets`, then zeros up to `padded` of them.
 inline void pack_values_across(const void* v, const int64_t* offsets, int64_t count, int64_t padded, int64_t dim,
                                int64_t value_row, float* packed) {
-  constexpr int64_t pairs = MatrixProducts::keys / 2;
   for (int64_t key = 0; key < padded; key += 2 * kMatrix) {
     for (int64_t next = key + 2 * kMatrix; next < smaller(key + 4 * kMatrix, count); ++next) {
       fetch_ahead<PairProducts>(v, offsets[next], dim);
     }
-    float* place = packed + key / MatrixProducts::keys * (pairs * value_row) + key % MatrixProducts::keys / 2;
-    for (int64_t d = 0; d < value_row; d += kMatrix) {
+    float* place = packed + key / 2 * value_row;
+    for (int64_t d = 0; d < value_row; d += kMatrix, place += kMatrix * kMatrix) {
       Vec square[kMatrix];
       for (int64_t i = 0; i < kMatrix; ++i) {
         const int64_t at = key + 2 * i;
         square[i] = d < dim ? PairProducts::load_values(v, offsets + at, count - at, d, dim - d) : Vec::zero();
       }
       transpose(square);
-      for (int64_t i = 0; i < kMatrix; ++i) store(place + (d + i) * pairs, square[i]);
+      for (int64_t i = 0; i < kMatrix; ++i) store(place + i * kMatrix, square[i]);
     }
   }
 }
@@ -164,11 +165,6 @@ inline void find_tops(const float* products, int64_t count, Vec (&top)[V]) {
   }
 }
 
-/// Lanes of `top` where it is larger than that of `before` by more than is tolerated, of `before` elsewhere.
-inline Vec moved_top(Vec top, Vec before) {
-  const Vec most = before + Vec::all(kTolerated);
-  return {_mm512_mask_mov_ps(before.v, _mm512_cmp_ps_mask(top.v, most.v, _CMP_GT_OQ), top.v)};
-}
 inline bool all_within(Vec a, float limit) {
   return _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), _mm512_set1_ps(limit), _CMP_NLE_UQ) == 0;
 }
@@ -181,69 +177,108 @@ inline Vec pair_of_weights(Vec weight, Vec next) {
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(high, b, a, 0xca))};  // high ? b : a
 }
 
-/// Logits, or products with their scale, become weights 2^(scale x - shift), added to `total`, in pairs of keys.
+/// Logits, or products with their scale, that become weights 2^(scale x - shift) in place, pairs of keys where their
+/// first was, a few at a time.
 template <int V>
-inline void weigh_pairs(const float* logits, float* weights, int64_t count, Vec scale, const Vec (&minus_shift)[V],
-                        Vec (&total)[V]) {
-  constexpr int64_t lanes = V * kWidth;
-  for (int64_t key = 0; key < count; key += 2, logits += 2 * lanes, weights += lanes) {
-    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
-      const float* from = logits + j * kWidth;
-      const Vec weight = exp2_nonpositive(fma(load(from), scale, minus_shift[j]));
-      const Vec next = exp2_nonpositive(fma(load(from + lanes), scale, minus_shift[j]));
-      total[j] = total[j] + weight;
-      total[j] = total[j] + next;
-      store(weights + j * kWidth, pair_of_weights(weight, next));
+class Weighing {
+ public:
+  /// Is done after `pauses` advances.
+  Weighing(float* products, int64_t keys, int64_t pauses, Vec scale, const Vec (&shift)[V])
+      : from_(products), to_(products), left_(keys), scale_(scale) {
+    at_once_ = pauses > 0 ? round_up((keys + pauses - 1) / pauses, 2) : keys;
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) minus_shift_[j] = Vec::zero() - shift[j], total[j] = Vec::zero();
+  }
+  void advance() { weigh(smaller(at_once_, left_)); }
+  void finish() { weigh(left_); }
+
+  Vec total[V];  // of the weights so far
+
+ private:
+  void weigh(int64_t count) {
+    constexpr int64_t lanes = V * kWidth;
+    left_ -= count;
+    for (; count > 0; count -= 2, from_ += 2 * lanes, to_ += lanes) {
+      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+        const float* at = from_ + j * kWidth;
+        const Vec weight = exp2_nonpositive(fma(load(at), scale_, minus_shift_[j]));
+        const Vec next = exp2_nonpositive(fma(load(at + lanes), scale_, minus_shift_[j]));
+        total[j] = total[j] + (weight + next);
+        store(to_ + j * kWidth, pair_of_weights(weight, next));
+      }
     }
   }
+
+  const float* from_;
+  float* to_;
+  int64_t left_, at_once_;
+  Vec scale_, minus_shift_[V];
+};
+
+/// One bit per lane.
+inline uint32_t lanes_above(Vec a, float limit) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_GT_OQ); }
+inline uint32_t lanes_that_are(Vec a, float x) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(x), _CMP_EQ_OQ); }
+
+/// Moves the shift of the lanes `moved` to `top`, with what was summed up. An empty set's shift is 0, as softmax_shift
+/// has it: -inf - (-inf) would be NaN.
+template <int V>
+inline void move_shifts(const QueryBlock& block, int64_t dim, const uint32_t (&moved)[V], const Vec (&top)[V]) {
+  Vec factor[V];
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    float *tops = block.tops + j * kWidth, *totals = block.totals + j * kWidth;
+    const Vec before = load(tops), after = {_mm512_mask_mov_ps(before.v, static_cast<__mmask16>(moved[j]), top[j].v)};
+    factor[j] = exp2_nonpositive(before - replaced(after, -INFINITY, Vec::zero()));
+    store(tops, after);
+    store(totals, load(totals) * factor[j]);
+  }
+  if (!block.fresh) rescale<V>(block, dim, factor);
 }
 
-/// The same in place, a few keys at a time, between which `due` is finished. An Intel family 6, model 207 does vectors
-/// at half its speed among matrices, but takes some 300 ns to wake a matrix unit that was idle for as long.
+/// The step but its two products: those of queries and keys (`own`, at block.weights) become weights. Meanwhile the
+/// products `before` are added to the sums and the `next` ones made. Weights are made with the shifts so far; where
+/// these turn out too small, `own` is made again. Lanes without a shift get theirs first; all that `before` adds to
+/// their sums is 0.
 template <int V>
-inline void weigh_between(float* weights, int64_t count, Vec scale, const Vec (&minus_shift)[V], Vec (&total)[V],
-                          MatrixWork& due) {
-  constexpr int64_t lanes = V * kWidth;
-  TILEDATTN_UNROLL for (auto& x : total) x = Vec::zero();
-  for (int64_t key = 0; key < count; key += kMatrix) {
-    due.advance(due.steps_left() * kMatrix / (count - key));
-    weigh_pairs<V>(weights + key * lanes, weights + key / 2 * lanes, kMatrix, scale, minus_shift, total);
+void weigh_block(const QueryBlock& block, const KeyBlock& seen, const MatrixProduct& own, const MatrixProduct* before,
+                 const MatrixProduct* next) {
+  uint32_t moved[V], any = 0;
+  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+    moved[j] = lanes_that_are(load(block.tops + j * kWidth), -INFINITY);
+    any |= moved[j];
   }
-}
+  Nothing nothing;
+  for (bool again = false;; again = true) {
+    bool plain = !seen.bias && block.scale > 0.0f;
+    if (!plain) scale_products<V>(block, seen);
+    if (any) {
+      Vec top[V];
+      find_tops<V>(block.weights, seen.count, top);
+      TILEDATTN_UNROLL for (auto& x : top) x = x * Vec::all(plain ? block.scale : 1.0f);
+      move_shifts<V>(block, seen.dim, moved, top);
+    }
+    Vec shift[V];
+    bool small = true;
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+      shift[j] = replaced(load(block.tops + j * kWidth), -INFINITY, Vec::zero());
+      small = small && all_within(shift[j], kSmallShift);
+    }
+    if (plain && !small) scale_products<V>(block, seen), plain = false;
 
-/// The step but its two products: products of queries and keys, at block.weights, become weights. `due` holds
-/// earlier products, which the sums need before they are moved to a new shift.
-template <int V>
-void weigh_block(const QueryBlock& block, const KeyBlock& seen, MatrixWork& due) {
-  Vec top[V], minus_shift[V], total[V], factor[V];
-  find_tops<V>(block.weights, seen.count, top);
-  Vec scale = Vec::all(block.scale);
-  bool plain = !seen.bias && block.scale > 0.0f;
-  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) plain = plain && all_within(top[j] * scale, kSmallShift);
-  if (!plain) {
-    scale_products<V>(block, seen);
-    find_tops<V>(block.weights, seen.count, top);
-    scale = Vec::all(1.0f);
-  }
-  bool moved = false;
-  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
-    const Vec before = load(block.tops + j * kWidth);
-    top[j] = moved_top(top[j] * scale, before);
-    moved = moved || any_different(top[j], before);
-    // an empty set's shift, as softmax_shift has it: -inf - (-inf) would be NaN
-    const Vec shift = replaced(top[j], -INFINITY, Vec::zero());
-    factor[j] = exp2_nonpositive(before - shift);
-    minus_shift[j] = Vec::zero() - shift;
-    store(block.tops + j * kWidth, top[j]);
-  }
-  if (moved && !block.fresh) {
-    due.finish();
-    rescale<V>(block, seen.dim, factor);
-  }
-  weigh_between<V>(block.weights, seen.count, scale, minus_shift, total, due);
-  TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
-    float* at = block.totals + j * kWidth;
-    store(at, fma(load(at), factor[j], total[j]));
+    const int64_t pauses = (before ? before->pauses() : 0) + (next ? next->pauses() : 0);
+    Weighing<V> weighing(block.weights, seen.count, pauses, Vec::all(plain ? block.scale : 1.0f), shift);
+    if (before) multiply(*before, weighing);
+    if (next) multiply(*next, weighing);
+    weighing.finish();
+    any = 0;
+    TILEDATTN_UNROLL for (int j = 0; j < V; ++j) any |= moved[j] = lanes_above(weighing.total[j], kMostTotal);
+    if (!any || again) {
+      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
+        float* at = block.totals + j * kWidth;
+        store(at, load(at) + weighing.total[j]);
+      }
+      return;
+    }
+    multiply(own, nothing);
+    before = next = nullptr;
   }
 }
 
@@ -256,20 +291,22 @@ void attend_with_matrices(QueryBlock block, int64_t blocks, const KeyBlockAt& ke
   float* const weights[2] = {block.weights, block.weights + lanes * keys};
   const auto scores = [&](int64_t n) {
     const KeyBlock seen = key_block(n);
-    return MatrixProduct{seen.keys, seen.key_row, block.queries, weights[n % 2], seen.count, seen.key_row, true};
+    return MatrixProduct{
+        seen.keys, kSquareRows * seen.key_row, kSquare, block.queries, weights[n % 2], seen.count, seen.key_row, true};
   };
-  MatrixWork due;
-  due.add(scores(0));
-  due.finish();
-  for (int64_t n = 0; n < blocks; ++n) {
+  Nothing nothing;
+  MatrixProduct own = scores(0), next = own, before = own;
+  multiply(own, nothing);
+  for (int64_t n = 0; n < blocks; ++n, own = next) {
     const KeyBlock seen = key_block(n);
     block.weights = weights[n % 2];
-    if (n + 1 < blocks) due.add(scores(n + 1));
-    weigh_block<kMatrixVectors>(block, seen, due);
-    due.add({seen.values, keys / 2, block.weights, block.sums, value_row, seen.count / 2, block.fresh});
+    if (n + 1 < blocks) next = scores(n + 1);
+    weigh_block<kMatrixVectors>(block, seen, own, n > 0 ? &before : nullptr, n + 1 < blocks ? &next : nullptr);
+    before = {seen.values, kSquare,   kMatrix * value_row, block.weights,
+              block.sums,  value_row, seen.count / 2,      block.fresh};
     block.fresh = false;
   }
-  due.finish();
+  multiply(before, nothing);
 }
 
 }  // namespace tiledattn::TILEDATTN_ISA

@@ -7,6 +7,8 @@
 namespace tiledattn::TILEDATTN_ISA {
 
 constexpr int64_t kWidth = Vec::width;
+/// Rows and 32-bit columns of a matrix register; what two of them, one below the other, hold.
+constexpr int64_t kMatrix = 16, kSquareRows = 2 * kMatrix, kSquare = kSquareRows * kMatrix;
 
 /// Blocks of queries and keys in registers of Vec: the most that a block has, and what its numbers are padded to.
 struct VectorBlocks {

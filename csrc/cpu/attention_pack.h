@@ -37,6 +37,13 @@ void pack_queries(const void* q, const int64_t* offsets, int64_t rows, int64_t l
   }
 }
 
+/// Where a packed key's element (or pair) `unit`, a multiple of kWidth, and those after it lie.
+template <class Products>
+inline int64_t place_of_key(int64_t key, int64_t unit, int64_t key_row) {
+  if constexpr (!Products::matrices) return key * key_row + unit;
+  return key / kSquareRows * (kSquareRows * key_row) + unit * kSquareRows + key % kSquareRows * kMatrix;
+}
+
 /// Keys at `offsets`, then zeros up to `padded` of them.
 template <class Products>
 void pack_keys(const void* k, const int64_t* offsets, int64_t count, int64_t padded, int64_t dim, int64_t key_row,
@@ -47,7 +54,7 @@ void pack_keys(const void* k, const int64_t* offsets, int64_t count, int64_t pad
     for (int64_t unit = 0; unit < units; unit += kWidth) {
       const int64_t at = unit * Products::pack;
       const Vec row = key < count ? Products::load_row(k, offsets[key] + at, dim - at) : Vec::zero();
-      store(packed + key * key_row + unit, row);
+      store(packed + place_of_key<Products>(key, unit, key_row), row);
     }
   }
 }

@@ -100,19 +100,20 @@ def test_the_result_does_not_depend_on_the_number_of_threads(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_and_tiny_logits(instruction_set, dtype):
-    layout = ta.TileLayout((6, 6), 3)
-    for size in (1e-20, 30.0, 1e4):
-        q, k, v = attention_inputs(layout, dtype=dtype)
-        q = q * size
-        exact, exact_lse = oracle(q, k, v, layout, 1)
-        out, lse = ta.cross_tile_attention(q, k, v, layout, 1, return_lse=True, backend="cpu")
-        assert_within_budget(out, plain_attention(q, k, v, layout, 1), exact)
-        assert_within_budget(lse, plain_lse(q, k, layout, 1), exact_lse)
+    layout = ta.TileLayout((8, 8), 4)
+    for size in (1e-20, 30.0, 1e4, 1e12):
+        for halo in (1, "all"):  # blocks of keys with places left over, and full ones
+            q, k, v = attention_inputs(layout, dtype=dtype)
+            q = q * size
+            exact, exact_lse = oracle(q, k, v, layout, halo)
+            out, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, backend="cpu")
+            assert_within_budget(out, plain_attention(q, k, v, layout, halo), exact)
+            assert_within_budget(lse, plain_lse(q, k, layout, halo), exact_lse)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.2, -0.2, 0.0])
-@pytest.mark.parametrize("rise", [0.5, 5.0, 40.0])
+@pytest.mark.parametrize("rise", [0.5, 5.0, 40.0, 4000.0])
 def test_logits_that_rise_from_key_to_key(instruction_set, dtype, scale, rise):
     """The largest logit so far moves little or much from one block of keys to the next, upwards or downwards."""
     layout = ta.TileLayout(1024, 512)
@@ -125,6 +126,20 @@ def test_logits_that_rise_from_key_to_key(instruction_set, dtype, scale, rise):
     out, lse = ta.cross_tile_attention(q, k, v, layout, "all", return_lse=True, backend="cpu", **arguments)
     assert_within_budget(out, plain_attention(q, k, v, layout, "all", **arguments), exact)
     assert_within_budget(lse, plain_lse(q, k, layout, "all", **arguments), exact_lse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_keys_far_below_zero_after_hidden_ones(instruction_set, dtype):
+    """Whole blocks of keys that nobody may see come first, and then only logits whose powers of two are all 0."""
+    layout = ta.TileLayout(200, 100)
+    q, k, v = attention_inputs(layout, prefix=300, dtype=dtype)
+    q[..., 0], k[..., 0] = 80.0, -80.0
+    arguments = {"num_prefix_tokens": 300, "prefix_mask": torch.zeros(2, 1, 300, dtype=torch.bool)}
+    exact, exact_lse = oracle(q, k, v, layout, 20, **arguments)
+    assert exact_lse.max() < -1000
+    out, lse = ta.cross_tile_attention(q, k, v, layout, 20, return_lse=True, backend="cpu", **arguments)
+    assert_within_budget(out, plain_attention(q, k, v, layout, 20, **arguments), exact)
+    assert_within_budget(lse, plain_lse(q, k, layout, 20, **arguments), exact_lse)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
