@@ -14,7 +14,7 @@
 namespace tiledattn::TILEDATTN_ISA {
 
 /// A block's weights may sum up to this before the shift moves to the largest logit: moving it rescales all sums, and
-/// larger weights lose nothing. So block.tops hold shifts, which may be less than the largest logit.
+/// larger weights are as precise. So block.tops hold shifts, which may be less than the largest logit.
 constexpr float kMostTotal = 1024.0f;
 /// Shifts up to this: fma(product, scale, -shift) is then a product's rounding away from the logit's difference.
 constexpr float kSmallShift = 8192.0f;
@@ -177,12 +177,12 @@ inline Vec pair_of_weights(Vec weight, Vec next) {
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(high, b, a, 0xca))};  // high ? b : a
 }
 
-/// Logits, or products with their scale, that become weights 2^(scale x - shift) in place, pairs of keys where their
-/// first was, a few at a time.
+/// Logits, or products with their scale, that become weights 2^(scale x - shift) in place, a few at a time: those of
+/// keys 2 i and 2 i + 1, as pairs, in row i.
 template <int V>
 class Weighing {
  public:
-  /// Is done after `pauses` advances.
+  /// Is done after `pauses` advances, if there are any, or once finished.
   Weighing(float* products, int64_t keys, int64_t pauses, Vec scale, const Vec (&shift)[V])
       : from_(products), to_(products), left_(keys), scale_(scale) {
     at_once_ = pauses > 0 ? round_up((keys + pauses - 1) / pauses, 2) : keys;
@@ -218,10 +218,11 @@ class Weighing {
 inline uint32_t lanes_above(Vec a, float limit) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(limit), _CMP_GT_OQ); }
 inline uint32_t lanes_that_are(Vec a, float x) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(x), _CMP_EQ_OQ); }
 
-/// Moves the shift of the lanes `moved` to `top`, with what was summed up. An empty set's shift is 0, as softmax_shift
-/// has it: -inf - (-inf) would be NaN.
+/// Moves the shift of the lanes `moved` to `top`, with their totals and, if there are any, sums. An empty set's shift
+/// is 0, as softmax_shift has it: -inf - (-inf) would be NaN.
 template <int V>
-inline void move_shifts(const QueryBlock& block, int64_t dim, const uint32_t (&moved)[V], const Vec (&top)[V]) {
+inline void move_shifts(const QueryBlock& block, int64_t dim, bool summed, const uint32_t (&moved)[V],
+                        const Vec (&top)[V]) {
   Vec factor[V];
   TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
     float *tops = block.tops + j * kWidth, *totals = block.totals + j * kWidth;
@@ -230,13 +231,13 @@ inline void move_shifts(const QueryBlock& block, int64_t dim, const uint32_t (&m
     store(tops, after);
     store(totals, load(totals) * factor[j]);
   }
-  if (!block.fresh) rescale<V>(block, dim, factor);
+  if (summed) rescale<V>(block, dim, factor);
 }
 
 /// The step but its two products: those of queries and keys (`own`, at block.weights) become weights. Meanwhile the
 /// products `before` are added to the sums and the `next` ones made. Weights are made with the shifts so far; where
-/// these turn out too small, `own` is made again. Lanes without a shift get theirs first; all that `before` adds to
-/// their sums is 0.
+/// these turn out too small, `own` is made again. Lanes without a shift get theirs first: no weight that
+/// `before` adds to their sums is above 0.
 template <int V>
 void weigh_block(const QueryBlock& block, const KeyBlock& seen, const MatrixProduct& own, const MatrixProduct* before,
                  const MatrixProduct* next) {
@@ -253,7 +254,8 @@ void weigh_block(const QueryBlock& block, const KeyBlock& seen, const MatrixProd
       Vec top[V];
       find_tops<V>(block.weights, seen.count, top);
       TILEDATTN_UNROLL for (auto& x : top) x = x * Vec::all(plain ? block.scale : 1.0f);
-      move_shifts<V>(block, seen.dim, moved, top);
+      const bool summed = !block.fresh && !(before && before->fresh);
+      move_shifts<V>(block, seen.dim, summed, moved, top);
     }
     Vec shift[V];
     bool small = true;

@@ -71,7 +71,7 @@ class QueryPass {
     float *shifts = memory_ + at_.lane_shifts, *deltas = memory_ + at_.lane_deltas;
     read_rows(call_, deltas_, item_, first, rows, shifts, deltas);
     for (int64_t i = rows; i < lanes; ++i) shifts[i] = INFINITY, deltas[i] = 0.0f;
-    float* sums = memory_ + at_.sums[0] + (at_.blocks > 1 ? first : 0) * at_.value_row;
+    float* sums = memory_ + at_.sums[0] + (item_.columns > at_.chunk ? first : 0) * at_.value_row;
     for (int64_t key = 0; key < padded(); key += kBlockKeys, fresh = false) {
       const GradientBlock block = gradient_block<Products>(sizes_, at_, memory_, key, padded());
       weigh_and_slope<Products, V, false>(block);

@@ -11,7 +11,7 @@ namespace tiledattn::TILEDATTN_ISA {
 
 #define TILEDATTN_UNROLL _Pragma("GCC unroll 8")
 
-/// Packed keys and values, at most kBlockKeys of them and a multiple of kGroup.
+/// Packed keys and values: a multiple of their products' `group`, at most `keys` of them.
 struct KeyBlock {
   const float* keys;
   const float* values;
@@ -58,7 +58,8 @@ inline void score_group(const QueryBlock& block, const KeyBlock& seen, int64_t k
   }
 }
 
-/// Logits become weights 2^(logit - shift), summed up in `total`; pairs of keys take the place of their first.
+/// Logits become weights 2^(logit - shift), summed up in `total`; where pairs are multiplied, row i gets those of keys
+/// 2 i and 2 i + 1.
 template <class Products, int V>
 inline void weigh(const QueryBlock& block, int64_t count, const Vec (&shift)[V], Vec (&total)[V]) {
   constexpr int64_t lanes = V * kWidth;

@@ -38,7 +38,7 @@ struct AttentionMemory {
   int64_t chunk;      // keys packed at once
   int64_t key_row;    // packed elements of a key or query, each a float or a pair
   int64_t value_row;  // head dim, padded
-  int64_t blocks;     // blocks of rows whose sums are kept
+  int64_t blocks;     // kBlockRows rows each, whose sums are kept from chunk to chunk
   int64_t keys, values, offsets, bias, queries, weights, sums, states, total;
 };
 

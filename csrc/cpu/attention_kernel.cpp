@@ -108,7 +108,7 @@ void finish(const Work& work, const QueryBlock& block, int64_t first, int64_t ro
 /// The block of rows first .. first + lanes of the item, with the sums that it has so far.
 QueryBlock block_at(const Work& work, int64_t first, int64_t lanes, bool fresh) {
   const AttentionMemory& at = work.places;
-  const int64_t kept = at.blocks > 1 ? first : 0;
+  const int64_t kept = work.item.columns > at.chunk ? first : 0;
   QueryBlock block;
   block.queries = work.memory + at.queries;
   block.weights = work.memory + at.weights;

@@ -25,7 +25,8 @@ inline Vec exp2_fraction(Vec f) {
   return fma(p, f, Vec::all(1.0f));
 }
 
-/// 2^x for x <= 0 (a little above 0 does no harm), exactly 0 for -inf; values below 2^-126 may be 0. NaN stays NaN.
+/// 2^x for x <= 0 (a little above 0 does no harm; with AVX-512 any x up to +inf is right), exactly 0 for -inf; values
+/// below 2^-126 may be 0. NaN stays NaN.
 inline Vec exp2_nonpositive(Vec x) {
   const Parts parts = split(x);
   return scale(exp2_fraction(parts.fraction), parts);

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +76,23 @@ def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, d
     assert_within_budget(lse, plain_lse(q, k, layout, "all", **arguments), exact_lse)
 
 
+@cache
+def few_rows(dtype):
+    """16 tiles of 40 queries, one or several blocks of them, whose sums must be kept apart from chunk to chunk."""
+    layout = ta.TileLayout(16 * 40, 40)
+    tensors = attention_inputs(layout, heads=1, dim=256, dtype=dtype)
+    plain = plain_attention(*tensors, layout, "all"), plain_lse(*tensors[:2], layout, "all")
+    return layout, tensors, plain, oracle(*tensors, layout, "all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_over_several_chunks(instruction_set, dtype):
+    layout, tensors, plain, exact = few_rows(dtype)
+    found = ta.cross_tile_attention(*tensors, layout, "all", return_lse=True, backend="cpu")
+    for triple in zip(found, plain, exact, strict=True):
+        assert_within_budget(*triple)
+
+
 @pytest.mark.parametrize("keys", [1, 31, 33, 127, 129, 160, 257])
 @pytest.mark.parametrize("dim", [33, 64, 256])
 def test_blocks_that_are_not_full(instruction_set, keys, dim):
@@ -100,15 +118,23 @@ def test_the_result_does_not_depend_on_the_number_of_threads(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_and_tiny_logits(instruction_set, dtype):
-    layout = ta.TileLayout((8, 8), 4)
-    for size in (1e-20, 30.0, 1e4, 1e12):
-        for halo in (1, "all"):  # blocks of keys with places left over, and full ones
-            q, k, v = attention_inputs(layout, dtype=dtype)
-            q = q * size
-            exact, exact_lse = oracle(q, k, v, layout, halo)
-            out, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, backend="cpu")
-            assert_within_budget(out, plain_attention(q, k, v, layout, halo), exact)
-            assert_within_budget(lse, plain_lse(q, k, layout, halo), exact_lse)
+    layout = ta.TileLayout((6, 6), 3)
+    for size in (1e-20, 30.0, 1e4):
+        check_logits(layout, size, dtype, halo=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_leave_one_key_over_full_blocks(instruction_set, dtype):
+    check_logits(ta.TileLayout((16, 16), (4, 8)), 1e12, dtype, halo="all")
+
+
+def check_logits(layout, size, dtype, halo):
+    q, k, v = attention_inputs(layout, dtype=dtype)
+    q = q * size
+    exact, exact_lse = oracle(q, k, v, layout, halo)
+    out, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, backend="cpu")
+    assert_within_budget(out, plain_attention(q, k, v, layout, halo), exact)
+    assert_within_budget(lse, plain_lse(q, k, layout, halo), exact_lse)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -65,6 +65,20 @@ def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, d
     check(*case, lse=True, judged=judged, **arguments)
 
 
+@cache
+def few_rows(dtype):
+    """16 tiles of 40 queries: less than 64, of which the kernels for narrower vectors make several blocks."""
+    layout = ta.TileLayout(16 * 40, 40)
+    tensors = attention_inputs(layout, heads=1, dim=256, dtype=dtype)
+    return (tensors, layout, "all"), judges(tensors, False, layout, "all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_over_several_chunks(instruction_set, dtype):
+    case, judged = few_rows(dtype)
+    check(*case, judged=judged)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set_with_wrap_and_overlap(instruction_set, dtype):
     layout = ta.TileLayout((20, 18), (8, 9), (3, 0), True)
