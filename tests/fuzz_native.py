@@ -1,6 +1,6 @@
-"""Random layouts, strides and dtypes on the native library, judged by the reference: `python tests/fuzz_native.py`.
+"""Random layouts, strides, dtypes and instruction sets on the native library: `python tests/fuzz_native.py`.
 
-Meant for a library with sanitizers (`make fuzz`). Prints the seed of a call before it is made.
+The reference judges. Meant for a library with sanitizers (`make fuzz`). Prints the seed of a call before it is made.
 """
 
 from __future__ import annotations
@@ -8,11 +8,17 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from support import assert_within_budget, oracle, plain_attention, relative_error
+from gradients import (
+    assert_gradients_within_budget,
+    exact_gradients,
+    found_gradients,
+    plain_gradients,
+    random_gradients,
+)
+from support import instruction_sets, oracle, relative_error
 from torch import Tensor
 
 import tiledattn as ta
@@ -56,10 +62,10 @@ def check_tiles(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtype) -
 
 
 def check_attention(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtype) -> None:
-    kv_heads, prefix, dim = rng.randint(1, 2), rng.choice((0, 0, 1, 5)), rng.choice((1, 3, 8, 16, 40, 64, 80))
+    kv_heads, prefix, dim = rng.randint(1, 2), rng.choice((0, 0, 1, 5)), rng.choice((1, 3, 8, 16, 40, 64, 80, 256))
     shape = (layout.num_tiles, rng.randint(1, 2), prefix + layout.tile_positions)
     q, k, v = (random_tensor(rng, (*shape, h, dim), dtype) for h in (kv_heads * rng.randint(1, 3), kv_heads, kv_heads))
-    halo = rng.randint(0, 1 + max(layout.size) // 4)
+    halo = rng.choice(("all", rng.randint(0, 1 + max(layout.size) // 4)))
     mask = torch.rand(*shape[:2], prefix) < 0.7 if prefix and rng.random() < 0.5 else None
     arguments = {"num_prefix_tokens": prefix, "prefix_mask": mask, "halo_weight": rng.choice((1.0, 0.5, 0.0))}
     exact, exact_lse = oracle(q, k, v, layout, halo, **arguments)
@@ -71,23 +77,19 @@ def check_attention(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtyp
 
 
 def check_gradients(
-    q: Tensor, k: Tensor, v: Tensor, layout: ta.TileLayout, halo: int, arguments: dict[str, Any]
+    q: Tensor, k: Tensor, v: Tensor, layout: ta.TileLayout, halo: int | str, arguments: dict[str, Any]
 ) -> None:
-    """Of q, k and v, whatever their strides, against PyTorch's own of attention by hand."""
-    weights = torch.randn(q.shape).to(q.dtype)
-
-    def gradients(attend: Callable[..., Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
-        leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
-        out = attend(*leaves, layout, halo, **arguments, **options)
-        return list(torch.autograd.grad(out, leaves, weights.to(dtype)))
-
-    exact = gradients(plain_attention, torch.float64)
-    plain = gradients(plain_attention, q.dtype)
-    for found, p, e in zip(gradients(ta.cross_tile_attention, q.dtype, backend="cpu"), plain, exact, strict=True):
-        if e.norm() > 1e-6 * weights.norm():
-            assert_within_budget(found, p, e)
+    """Of q, k and v, whatever their strides."""
+    grads = random_gradients(q, False)
+    exact = exact_gradients((q, k, v), grads, layout, halo, **arguments)
+    plain = plain_gradients((q, k, v), grads, layout, halo, **arguments)
+    found = found_gradients((q, k, v), grads, layout, halo, backend="cpu", **arguments)
+    size = grads[0].double().norm()
+    for triple in zip(found, plain, exact, strict=True):
+        if triple[2].norm() > 1e-6 * size:
+            assert_gradients_within_budget(*((x,) for x in triple))
         else:  # a query that sees one key: zero but for rounding
-            assert found.norm() <= 64 * torch.finfo(q.dtype).eps * weights.norm()
+            assert triple[0].norm() <= 64 * torch.finfo(q.dtype).eps * size
 
 
 def check(seed: int) -> None:
@@ -95,7 +97,8 @@ def check(seed: int) -> None:
     torch.manual_seed(seed)
     layout = random_layout(rng)
     dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16, torch.float64])
-    print(f"seed {seed}: {layout} {dtype}", flush=True)
+    chosen = native.instruction_set(rng.choice(instruction_sets()))
+    print(f"seed {seed}: {layout} {dtype} {chosen}", flush=True)
     check_tiles(rng, layout, dtype)
     if dtype != torch.float64 and layout.num_tiles * layout.tile_positions <= 1500:
         check_attention(rng, layout, dtype)
