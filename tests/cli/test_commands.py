@@ -88,10 +88,10 @@ def test_plot_draws_the_layout(tmp_path, capsys):
     arguments = ["plot", "--size", "1024x512", "--tile", "128", "--overlap", "16", "--halo", "32x16"]
     arguments += ["--wrap", "x", "--out"]
     assert main([*arguments, str(out)]) == 0
-    assert "50 tiles, 5 rows x 10 columns" in capsys.readouterr().out
+    assert "50 tiles, 5 rows x 10 columns; 1.56 positions computed per canvas position" in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")
     assert main(["plot", "--size", "64x64", "--tile", "64", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.endswith("1 tile, 1 row x 1 column\n")
+    assert capsys.readouterr().out.endswith("1 tile, 1 row x 1 column; 1.00 positions computed per canvas position\n")
 
 
 def test_ctrl_c_is_130_and_leaves_no_file(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import whole_file
 from .calls import paints_video, run
 from .command import bad_usage
-from .shipped import Shipped, shipped
+from .shipped import SHIPPED, Shipped, shipped
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
             raise
         raise FileNotFoundError(
             f"--model: {model!r} is neither the folder of a diffusers pipeline nor a model that the hub, or the "
-            "cache of it, has"
+            f"cache of it, has; shipped are {', '.join(one.name for one in SHIPPED)}"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)

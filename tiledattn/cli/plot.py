@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -39,4 +40,6 @@ def plot(
         layout = TileLayout(canvas, tiles, shared, periodic)
     with bad_usage(tile="highlight", path="out"):
         layout.plot(out, halo=reach, tile=highlight)
-    typer.echo(f"{out}: {layout.num_tiles} tile{'s' * (layout.num_tiles > 1)}, {grid_in_words(layout)}")
+    computed = layout.num_tiles * layout.tile_positions / math.prod(layout.size)
+    tiles_in_words = f"{layout.num_tiles} tile{'s' * (layout.num_tiles > 1)}, {grid_in_words(layout)}"
+    typer.echo(f"{out}: {tiles_in_words}; {computed:.2f} positions computed per canvas position")

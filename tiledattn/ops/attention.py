@@ -150,7 +150,7 @@ def _check_qkv(q: object, k: object, v: object, layout: TileLayout, prefix: int)
     if query.shape[2] != sequence:
         raise ValueError(
             f"q: S is {query.shape[2]}; expected {sequence} = {prefix} prefix tokens + {layout.tile_positions} "
-            f"canvas tokens of a {layout.tile} tile"
+            f"canvas tokens of a {layout.tile} tile (q, k and v are [T, B, S, H, D])"
         )
     if query.shape[3] < 1 or query.shape[4] < 1:
         raise ValueError(f"q: shape is {list(query.shape)}; H and D must be at least 1")
@@ -178,6 +178,9 @@ def _check_prefix_mask(mask: object, q: Tensor, prefix: int) -> None:
         raise TypeError(f"prefix_mask: dtype is {mask.dtype}; expected bool, True where a token may be attended to")
     expected = (q.shape[0], q.shape[1], prefix)
     if tuple(mask.shape) != expected:
-        raise ValueError(f"prefix_mask: shape is {list(mask.shape)}; expected [T, B, P] = {list(expected)}")
+        raise ValueError(
+            f"prefix_mask: shape is {list(mask.shape)}; expected [T, B, P] = {list(expected)}, "
+            "where P is num_prefix_tokens"
+        )
     if mask.device != q.device:
         raise ValueError(f"prefix_mask: on {mask.device}, but q is on {q.device}; move one to the other")
