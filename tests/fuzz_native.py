@@ -11,13 +11,7 @@ import time
 from typing import Any
 
 import torch
-from gradients import (
-    assert_gradients_within_budget,
-    exact_gradients,
-    found_gradients,
-    plain_gradients,
-    random_gradients,
-)
+from gradients import exact_gradients, found_gradients, plain_gradients, random_gradients
 from support import instruction_sets, oracle, relative_error
 from torch import Tensor
 
@@ -72,25 +66,27 @@ def check_attention(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtyp
     found, lse = ta.cross_tile_attention(q, k, v, layout, halo, return_lse=True, backend="cpu", **arguments)
     assert relative_error(found, exact) <= 16 * torch.finfo(dtype).eps
     assert torch.equal(lse.isinf(), exact_lse.isinf())
-    # the plain way is slow; and sums of more than 128 dims are blocked there, not here, which few keys don't hide
-    if q.shape[0] * q.shape[2] <= 300 and dim <= 128:
+    if q.shape[0] * q.shape[2] <= 300:  # the plain way is slow
         check_gradients(q, k, v, layout, halo, arguments)
 
 
 def check_gradients(
     q: Tensor, k: Tensor, v: Tensor, layout: ta.TileLayout, halo: int | str, arguments: dict[str, Any]
 ) -> None:
-    """Of q, k and v, whatever their strides."""
+    """Of q, k and v, whatever their strides. Tensors of a few numbers are allowed more than the budget, which is luck
+    there: as much as the forward, beyond what plain PyTorch errs.
+    """
     grads = random_gradients(q, False)
     exact = exact_gradients((q, k, v), grads, layout, halo, **arguments)
     plain = plain_gradients((q, k, v), grads, layout, halo, **arguments)
     found = found_gradients((q, k, v), grads, layout, halo, backend="cpu", **arguments)
     size = grads[0].double().norm()
-    for triple in zip(found, plain, exact, strict=True):
-        if triple[2].norm() > 1e-6 * size:
-            assert_gradients_within_budget(*((x,) for x in triple))
+    eps = torch.finfo(q.dtype).eps
+    for f, ways, e in zip(found, plain, exact, strict=True):
+        if e.norm() > 1e-6 * size:
+            assert relative_error(f, e) <= 16 * eps + 2 * max(relative_error(way, e) for way in ways)
         else:  # a query that sees one key: zero but for rounding
-            assert triple[0].norm() <= 64 * torch.finfo(q.dtype).eps * size
+            assert f.norm() <= 64 * eps * size
 
 
 def check(seed: int) -> None:
