@@ -189,7 +189,7 @@ def test_a_missing_model_is_one_line_and_1(tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "is neither the folder of a diffusers pipeline" in lines[0]
-    assert lines[0].endswith("has")
+    assert lines[0].endswith("has; shipped are textures_unet, textures_dit")
 
 
 def test_a_video_model_paints_one_frame(tmp_path, capsys):
