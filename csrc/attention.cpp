@@ -21,17 +21,18 @@ struct Crew {
   const AttentionMemory places;
   InstructionSet set;
   float* memory;
+  int64_t members;
   std::atomic<int64_t> next{0};
 
-  void run_item(const AttentionItem& item, float* own) const {
+  void run_item(const AttentionItem& item, const AttentionItem& following, float* own) const {
     switch (set) {
 #define TILEDATTN_RUN_ITEM(isa) \
   case InstructionSet::isa:     \
-    return isa::attention_item(call, item, places, own);
+    return isa::attention_item(call, item, following, places, own);
       TILEDATTN_FOR_EACH_ISA(TILEDATTN_RUN_ITEM)
 #undef TILEDATTN_RUN_ITEM
       default:
-        return portable::attention_item(call, item, places, own);
+        return portable::attention_item(call, item, following, places, own);
     }
   }
 
@@ -40,7 +41,9 @@ struct Crew {
     float* own = memory + member * places.total;
     for (int64_t number = next++; number < schedule.items; number = next++) {
       const AttentionItem item = item_at(call, schedule, number);
-      if (item.rows > 0) run_item(item, own);
+      // if threads take turns
+      const AttentionItem following = item_at(call, schedule, smaller(number + members, schedule.items - 1));
+      if (item.rows > 0) run_item(item, following, own);
     }
   }
 };
@@ -92,8 +95,8 @@ void attention(const AttentionCall& call, void* scratch, const Parallel& paralle
   const Schedule schedule = make_schedule(call, parallel.threads);
   if (schedule.items == 0) return;
   const InstructionSet set = instruction_set();
-  Crew crew{call, schedule, memory_of(call, schedule, set), set, aligned(scratch)};
   const int64_t members = members_of(call, schedule, parallel.threads);
+  Crew crew{call, schedule, memory_of(call, schedule, set), set, aligned(scratch), members};
   if (members == 1) return crew.work(0);
   parallel_for(parallel, members, 1, [&crew](int64_t begin, int64_t end) {
     for (int64_t member = begin; member < end; ++member) crew.work(member);

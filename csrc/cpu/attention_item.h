@@ -74,10 +74,11 @@ inline int64_t gradient_pack(AttentionType type, InstructionSet set) {
   return set == InstructionSet::amx ? 1 : attention_pack(type, set);
 }
 
-#define TILEDATTN_DECLARE_ATTENTION(isa)                                                                   \
-  namespace isa {                                                                                          \
-  void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places, \
-                      float* memory);                                                                      \
+// `next` is likely to be run next: what it reads is fetched meanwhile. Nothing depends on it.
+#define TILEDATTN_DECLARE_ATTENTION(isa)                                                               \
+  namespace isa {                                                                                      \
+  void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next, \
+                      const AttentionMemory& places, float* memory);                                   \
   }
 TILEDATTN_FOR_EACH_ISA(TILEDATTN_DECLARE_ATTENTION)
 #undef TILEDATTN_DECLARE_ATTENTION

@@ -7,6 +7,7 @@
 #include "cpu/attention_item.h"
 #include "cpu/attention_pack.h"
 #include "cpu/attention_rows.h"
+#include "cpu/attention_upcoming.h"
 #if defined(TILEDATTN_ISA_AMX)
 #include "cpu/attention_amx.h"
 #endif
@@ -72,7 +73,8 @@ KeyBlock key_block_at(const Work& work, int64_t key) {
 }
 
 template <class Products, int V>
-void attend_chunk(const Work& work, QueryBlock block, int64_t rows, const int64_t* offsets) {
+void attend_chunk(const Work& work, QueryBlock block, int64_t rows, const int64_t* offsets,
+                  Upcoming<Products>& upcoming) {
   const AttentionCall& call = work.call;
   const AttentionMemory& at = work.places;
   pack_queries<Products>(call.q.data, offsets, rows, V * kWidth, call.head_dim, work.memory + at.queries);
@@ -87,6 +89,7 @@ void attend_chunk(const Work& work, QueryBlock block, int64_t rows, const int64_
   for (int64_t n = 0; n < blocks; ++n) {
     attend<Products, V>(block, key_block(n));
     block.fresh = false;
+    upcoming.fetch_keys();
   }
 }
 
@@ -122,47 +125,52 @@ QueryBlock block_at(const Work& work, int64_t first, int64_t lanes, bool fresh) 
 }
 
 template <class Products>
-void run(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places, float* memory) {
+void run(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next, const AttentionMemory& places,
+         float* memory) {
   Work work{call, item, places, memory};
   Columns columns(call, item);
   for (int64_t done = 0; done < item.columns; done += work.count) {
     pack_chunk<Products>(work, columns);
+    const bool last = done + work.count == item.columns;
+    Upcoming<Products> upcoming(call, item, next, columns, last, work.count, places.chunk);
     for (int64_t first = 0; first < item.rows; first += Products::rows) {
+      upcoming.fetch_queries(first);
       const int64_t rows = smaller(Products::rows, item.rows - first), lanes = round_up(rows, Products::lanes);
       const QueryBlock block = block_at(work, first, lanes, done == 0);
       int64_t offsets[kRows];
       row_offsets(call, item, call.q.stride, first, rows, offsets);
-      with_vectors(lanes,
-                   [&](auto vectors) { attend_chunk<Products, decltype(vectors)::value>(work, block, rows, offsets); });
-      if (done + work.count == item.columns) finish<Products>(work, block, first, rows, lanes);
+      with_vectors(lanes, [&](auto vectors) {
+        attend_chunk<Products, decltype(vectors)::value>(work, block, rows, offsets, upcoming);
+      });
+      if (last) finish<Products>(work, block, first, rows, lanes);
     }
   }
 }
 
 #if defined(TILEDATTN_ISA_AMX)
-void run_with_matrices(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places,
-                       float* memory) {
+void run_with_matrices(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next,
+                       const AttentionMemory& places, float* memory) {
   const MatrixRegisters registers;
-  run<MatrixProducts>(call, item, places, memory);
+  run<MatrixProducts>(call, item, next, places, memory);
 }
 #endif
 
 }  // namespace
 
-void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionMemory& places,
-                    float* memory) {
+void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next,
+                    const AttentionMemory& places, float* memory) {
   switch (call.type) {
     case AttentionType::float32:
-      return run<FloatProducts<AttentionType::float32>>(call, item, places, memory);
+      return run<FloatProducts<AttentionType::float32>>(call, item, next, places, memory);
     case AttentionType::float16:
-      return run<FloatProducts<AttentionType::float16>>(call, item, places, memory);
+      return run<FloatProducts<AttentionType::float16>>(call, item, next, places, memory);
     default:
 #if defined(TILEDATTN_ISA_AMX)
-      return run_with_matrices(call, item, places, memory);
+      return run_with_matrices(call, item, next, places, memory);
 #elif defined(TILEDATTN_ISA_AVX512_BF16)
-      return run<PairProducts>(call, item, places, memory);
+      return run<PairProducts>(call, item, next, places, memory);
 #else
-      return run<FloatProducts<AttentionType::bfloat16>>(call, item, places, memory);
+      return run<FloatProducts<AttentionType::bfloat16>>(call, item, next, places, memory);
 #endif
   }
 }

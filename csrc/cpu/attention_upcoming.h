@@ -1,0 +1,66 @@
+// What is packed next, brought into the second-level cache while products are made: rows lie far apart, so that the
+// processor doesn't guess them, and packing would wait for each.
+#pragma once
+
+#include "cpu/attention_elements.h"
+#include "cpu/attention_rows.h"
+
+namespace tiledattn::TILEDATTN_ISA {
+
+/// Asks for a row that will be read much later.
+template <class Products>
+inline void fetch_for_later(const void* data, int64_t at, int64_t dim) {
+  constexpr int64_t bytes = Products::type == AttentionType::float32 ? 4 : 2;
+  const char* row = static_cast<const char*>(data) + at * bytes;
+  for (int64_t byte = 0; byte < dim * bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+}
+
+/// What follows a chunk of an item's keys: the rows of q block by block, and the next chunk's keys and values, a few at
+/// a time; after the last chunk those of the item that is likely to be next. Products in matrix registers gain nothing.
+template <class Products>
+class Upcoming {
+ public:
+  /// `columns` are at the end of the chunk, of `count` keys; chunks have at most `chunk`.
+  Upcoming(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next, const Columns& columns,
+           bool last, int64_t count, int64_t chunk)
+      : call_(call), item_(item), next_(next), columns_(last ? Columns(call, next) : columns), last_(last) {
+    const auto blocks = [](int64_t n, int64_t of) { return (n + of - 1) / of; };
+    const int64_t steps = blocks(item.rows, Products::rows) * blocks(count, Products::keys);
+    left_ = chunk;
+    step_ = smaller(blocks(chunk, larger(steps, 1)), kBlockKeys);
+  }
+
+  /// The rows of q after the block that begins with row `first`.
+  void fetch_queries(int64_t first) const {
+    if constexpr (Products::matrices) return;
+    const bool same = first + Products::rows < item_.rows;
+    if (!same && !last_) return;
+    const AttentionItem& item = same ? item_ : next_;
+    const int64_t begin = same ? first + Products::rows : 0, rows = smaller(Products::rows, item.rows - begin);
+    int64_t offsets[kRows];
+    row_offsets(call_, item, call_.q.stride, begin, rows, offsets);
+    for (int64_t i = 0; i < rows; ++i) fetch_for_later<Products>(call_.q.data, offsets[i], call_.head_dim);
+  }
+
+  /// Some of the keys and values, after each block of keys that a block of rows has met.
+  void fetch_keys() {
+    if (left_ <= 0) return;
+    int64_t keys[kBlockKeys], values[kBlockKeys];
+    float bias[kBlockKeys];
+    const int64_t count = columns_.next(smaller(step_, left_), keys, values, bias);
+    for (int64_t i = 0; i < count; ++i) {
+      fetch_for_later<Products>(call_.k.data, keys[i], call_.head_dim);
+      fetch_for_later<Products>(call_.v.data, values[i], call_.head_dim);
+    }
+    left_ = count > 0 ? left_ - count : 0;
+  }
+
+ private:
+  const AttentionCall& call_;
+  const AttentionItem &item_, &next_;
+  Columns columns_;
+  bool last_;
+  int64_t left_, step_;
+};
+
+}  // namespace tiledattn::TILEDATTN_ISA
