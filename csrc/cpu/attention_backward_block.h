@@ -18,12 +18,15 @@ struct GradientBlock {
   int64_t rows, row_length, units;
 };
 
+/// Units of a row of gradients that are summed up on their own. Slopes are differences of such sums.
+constexpr int64_t kSlopeUnits = 64;
+
 /// Weights p of kGroup rows, never above 1: what rounding makes of a logit next to its lse is not amplified.
 template <class Products, int V>
 inline void weigh_rows(const GradientBlock& block, int64_t row) {
   Vec sum[kGroup][V];
-  multiply_group<Products, V>(block.lanes[0], block.packed[0] + row * block.row_length, block.row_length, block.units,
-                              sum);
+  multiply_in_parts<Products, V, kScoreUnits>(block.lanes[0], block.packed[0] + row * block.row_length,
+                                              block.row_length, block.units, sum);
   const Vec scale = Vec::all(-block.scale);
   TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
     const Vec row_shift = Vec::all(block.row_shifts[row + i]);
@@ -40,8 +43,8 @@ inline void weigh_rows(const GradientBlock& block, int64_t row) {
 template <class Products, int V, bool multiply_weights>
 inline void slope_rows(const GradientBlock& block, int64_t row) {
   Vec sum[kGroup][V];
-  multiply_group<Products, V>(block.lanes[1], block.packed[1] + row * block.row_length, block.row_length, block.units,
-                              sum);
+  multiply_in_parts<Products, V, kSlopeUnits>(block.lanes[1], block.packed[1] + row * block.row_length,
+                                              block.row_length, block.units, sum);
   TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {
     const Vec lane_delta = load(block.lane_deltas + j * kWidth);
     Vec weight[kGroup];

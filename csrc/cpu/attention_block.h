@@ -42,11 +42,29 @@ inline void multiply_group(const float* lanes, const float* rows, int64_t row_le
   }
 }
 
+/// Units of a logit that are summed up on their own, in both directions: weights are made from an lse of the same sums.
+constexpr int64_t kScoreUnits = 128;
+
+/// `multiply_group` in parts of kUnits: one long sum would lose what a sum of sums keeps.
+template <class Products, int V, int64_t kUnits>
+inline void multiply_in_parts(const float* lanes, const float* rows, int64_t row_length, int64_t units,
+                              Vec (&sum)[kGroup][V]) {
+  multiply_group<Products, V>(lanes, rows, row_length, smaller(units, kUnits), sum);
+  for (int64_t u = kUnits; u < units; u += kUnits) {
+    Vec part[kGroup][V];
+    multiply_group<Products, V>(lanes + u * V * kWidth, rows + u, row_length, smaller(units - u, kUnits), part);
+    TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
+      TILEDATTN_UNROLL for (int j = 0; j < V; ++j) sum[i][j] = sum[i][j] + part[i][j];
+    }
+  }
+}
+
 /// Logits of kGroup keys.
 template <class Products, int V>
 inline void score_group(const QueryBlock& block, const KeyBlock& seen, int64_t key, Vec (&top)[V]) {
   Vec sum[kGroup][V];
-  multiply_group<Products, V>(block.queries, seen.keys + key * seen.key_row, seen.key_row, seen.units, sum);
+  multiply_in_parts<Products, V, kScoreUnits>(block.queries, seen.keys + key * seen.key_row, seen.key_row, seen.units,
+                                              sum);
   const Vec scale = Vec::all(block.scale);
   TILEDATTN_UNROLL for (int64_t i = 0; i < kGroup; ++i) {
     TILEDATTN_UNROLL for (int j = 0; j < V; ++j) {

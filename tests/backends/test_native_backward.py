@@ -79,6 +79,13 @@ def test_few_rows_over_several_chunks(instruction_set, dtype):
     check(*case, judged=judged)
 
 
+@pytest.mark.parametrize("size, far", [(4, 30), (6, 100)])
+def test_slopes_that_are_small_differences_of_sums_over_many_dims(instruction_set, size, far):
+    layout = ta.TileLayout(size, 2, 0, True)
+    q, k, v = attention_inputs(layout, batch=4, heads=2, dim=256)
+    check((q, k, v + far), layout, 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_instruction_set_with_wrap_and_overlap(instruction_set, dtype):
     layout = ta.TileLayout((20, 18), (8, 9), (3, 0), True)
