@@ -70,18 +70,20 @@ class Blend {
   void sum_band(const T* channel, const CoveredRun& z, const CoveredRun& y, int64_t block, S* sums, int64_t row) {
     const CoveredRun *first = call_.runs[2] + call_.block_start[block],
                      *end = call_.runs[2] + call_.block_start[block + 1];
-    const int64_t on_y = y.last_cover - y.first_cover, layers = (z.last_cover - z.first_cover) * on_y;
-    for (int64_t done = 0; done < layers; done += kBlendLayers) {
-      const int given = static_cast<int>(layers - done < kBlendLayers ? layers - done : kBlendLayers);
-      const T* tiles[kBlendLayers];
-      for (int i = 0; i < given; ++i) {
+    const int64_t on_y = y.last_cover - y.first_cover, most = (z.last_cover - z.first_cover) * on_y;
+    for (int64_t done = 0; done < most; done += kBlendLayers) {
+      Layers<T> layers;
+      layers.count = static_cast<int>(most - done < kBlendLayers ? most - done : kBlendLayers);
+      layers.weights = weights(2);
+      layers.ahead = kAhead * call_.row_stride;
+      for (int i = 0; i < layers.count; ++i) {
         const Cover& at_z = call_.covers[0][z.first_cover + (done + i) / on_y];
         const Cover& at_y = call_.covers[1][y.first_cover + (done + i) % on_y];
         for (int64_t r = 0; r < y.length; ++r) scales_[i][r] = weights(0)[at_z.weight] * weights(1)[at_y.weight + r];
-        tiles[i] = channel + at_z.source + at_y.source;
+        layers.rows[i] = channel + at_z.source + at_y.source;
       }
       for (const CoveredRun* x = first; x < end; ++x) {
-        sum<kDirect>(tiles, given, *x,
+        sum<kDirect>(layers, *x,
                      {sums + x->begin - first->begin, row, y.length, x->length, {scales_[0], scales_[1]}, done > 0});
       }
     }
@@ -89,20 +91,14 @@ class Blend {
 
   /// A run of x in some rows of tiles: the tiles that cover it, in their order.
   template <bool kDirect>
-  void sum(const T* const* tiles, int layers, const CoveredRun& x, Sums<S> sums) {
-    Terms<T> terms;
-    terms.layers = layers;
-    terms.ahead = kAhead * call_.row_stride;
-    for (int64_t k = 0, covers = x.last_cover - x.first_cover; k < covers; sums.started = true) {
-      for (terms.count = 0; k < covers && terms.count < kBlendTerms; ++k, ++terms.count) {
-        const Cover& at = call_.covers[2][x.first_cover + k];
-        for (int i = 0; i < layers; ++i) terms.from[i][terms.count] = tiles[i] + at.source;
-        terms.weights[terms.count] = weights(2) + at.weight;
-      }
+  void sum(const Layers<T>& layers, const CoveredRun& x, Sums<S> sums) {
+    for (int64_t first = x.first_cover; first < x.last_cover; first += kBlendTerms, sums.started = true) {
+      const int64_t rest = x.last_cover - first;
+      const Places places{call_.covers[2] + first, rest < kBlendTerms ? rest : kBlendTerms};
       if (call_.stride == 1) {
-        sum_rectangle<kDirect>(terms, call_.row_stride, sums);
+        sum_rectangle<kDirect>(layers, places, call_.row_stride, sums);
       } else {
-        sum_apart(terms, call_.row_stride, call_.stride, sums);
+        sum_apart(layers, places, call_.row_stride, call_.stride, sums);
       }
     }
   }

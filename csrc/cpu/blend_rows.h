@@ -13,15 +13,21 @@ namespace {
 constexpr int64_t kGather = 128;                // elements collected at a time where they are not adjacent
 constexpr int kMost = Vec::width < 16 ? 2 : 4;  // vectors of a row, as many as registers hold with their weights
 
-/// Tiles that cover a rectangle: `layers` rows of tiles, in each the same `count` places on x. Elements of the
-/// rectangle's first row, weights on x, and how far ahead of them the elements lie that are fetched meanwhile if they
-/// are not in the caches: each row may be on a page of its own.
+/// Rows of tiles that cover a rectangle: the first row of each, and weights on x. How far ahead those elements lie that
+/// are fetched meanwhile if they are not in the caches: each row may be on a page of its own.
 template <typename T>
-struct Terms {
-  int layers, count;
-  const T* from[kBlendLayers][kBlendTerms];
-  const Accumulator<T>* weights[kBlendTerms];
+struct Layers {
+  int count;
+  const T* rows[kBlendLayers];
+  const Accumulator<T>* weights;
   int64_t ahead;
+};
+
+/// The same tiles on x in each layer. Small enough for registers: what is read in vectors that was just written in
+/// parts would wait for all sums before it.
+struct Places {
+  const Cover* first;
+  int64_t count;
 };
 
 /// Where the sums of a rectangle go, and the rows' weights in each layer: the products of those of z and y.
@@ -48,29 +54,35 @@ inline void fetch(const T* from, int vectors) {
 /// first, then by row. `kGiven` layers; `kCount` terms, 0: as many as there are. Never inlined: all of its variants in
 /// one function would leave none of them enough registers.
 template <int kGiven, int kCount, int kWidth, bool kStream, typename T>
-__attribute__((noinline)) void sum_columns(const Terms<T>& terms, int64_t row_stride, int64_t x,
+__attribute__((noinline)) void sum_columns(const Layers<T>& layers, Places places, int64_t row_stride, int64_t x,
                                            const Sums<float>& sums) {
   constexpr int kHeld = kCount ? kCount : 1;
-  const int count = kCount ? kCount : terms.count;
-  const int64_t ahead = terms.ahead;
+  const int64_t count = kCount ? kCount : places.count;
+  const int64_t ahead = layers.ahead;
   Vec weights[kHeld][kWidth];
   const T* from[kGiven][kHeld];
   for (int k = 0; k < kCount; ++k) {
-    for (int i = 0; i < kWidth; ++i) weights[k][i] = load(terms.weights[k] + x + i * Vec::width);
-    for (int layer = 0; layer < kGiven; ++layer) from[layer][k] = terms.from[layer][k] + x;
+    for (int i = 0; i < kWidth; ++i) weights[k][i] = load(layers.weights + places.first[k].weight + x + i * Vec::width);
+    for (int layer = 0; layer < kGiven; ++layer) from[layer][k] = layers.rows[layer] + places.first[k].source + x;
   }
+  // copies, which no store can change for all that the compiler knows
+  const float* scales[kGiven];
+  for (int layer = 0; layer < kGiven; ++layer) scales[layer] = sums.scales[layer];
+  const int64_t rows = sums.rows, step = sums.row;
+  const bool started = sums.started;
   float* to = sums.to + x;
-  for (int64_t row = 0; row < sums.rows; ++row, to += sums.row) {
+  for (int64_t row = 0; row < rows; ++row, to += step) {
     Vec total[kWidth];
     for (int layer = 0; layer < kGiven; ++layer) {
-      const Vec scale = Vec::all(sums.scales[layer][row]);
+      const Vec scale = Vec::all(scales[layer][row]);
       Vec found[kWidth];
       for (int k = 0; k < count; ++k) {
-        const T* at = kCount ? from[layer][k] : terms.from[layer][k] + row * row_stride + x;
+        const T* at = kCount ? from[layer][k] : layers.rows[layer] + places.first[k].source + row * row_stride + x;
         if constexpr (kStream) fetch(at + ahead, kWidth);
         for (int i = 0; i < kWidth; ++i) {
           const Vec numbers = load_numbers(at + i * Vec::width, Vec::width);
-          const Vec weight = kCount ? weights[k][i] : load(terms.weights[k] + x + i * Vec::width);
+          const Vec weight =
+              kCount ? weights[k][i] : load(layers.weights + places.first[k].weight + x + i * Vec::width);
           found[i] = k == 0 ? weight * numbers : fma(weight, numbers, found[i]);
         }
         if constexpr (kCount > 0) from[layer][k] += row_stride;
@@ -79,7 +91,7 @@ __attribute__((noinline)) void sum_columns(const Terms<T>& terms, int64_t row_st
         if (layer > 0) {
           total[i] = fma(scale, found[i], total[i]);
         } else {
-          total[i] = sums.started ? fma(scale, found[i], load(to + i * Vec::width)) : scale * found[i];
+          total[i] = started ? fma(scale, found[i], load(to + i * Vec::width)) : scale * found[i];
         }
       }
     }
@@ -90,16 +102,16 @@ __attribute__((noinline)) void sum_columns(const Terms<T>& terms, int64_t row_st
 
 /// The same for fewer elements of a row than a vector has.
 template <typename T>
-void sum_rest(const Terms<T>& terms, int64_t row_stride, int64_t x, const Sums<float>& sums) {
+void sum_rest(const Layers<T>& layers, Places places, int64_t row_stride, int64_t x, const Sums<float>& sums) {
   const int64_t rest = sums.length - x;
   for (int64_t row = 0; row < sums.rows; ++row) {
     float* to = sums.to + row * sums.row + x;
     Vec total = sums.started ? load_floats(to, rest) : Vec::zero();
-    for (int layer = 0; layer < terms.layers; ++layer) {
+    for (int layer = 0; layer < layers.count; ++layer) {
       Vec found = Vec::zero();
-      for (int k = 0; k < terms.count; ++k) {
-        const Vec numbers = load_numbers(terms.from[layer][k] + row * row_stride + x, rest);
-        found = fma(load_floats(terms.weights[k] + x, rest), numbers, found);
+      for (int k = 0; k < places.count; ++k) {
+        const Vec numbers = load_numbers(layers.rows[layer] + places.first[k].source + row * row_stride + x, rest);
+        found = fma(load_floats(layers.weights + places.first[k].weight + x, rest), numbers, found);
       }
       total = fma(Vec::all(sums.scales[layer][row]), found, total);
     }
@@ -108,44 +120,46 @@ void sum_rest(const Terms<T>& terms, int64_t row_stride, int64_t x, const Sums<f
 }
 
 template <int kGiven, int kCount, bool kStream, typename T>
-void sum_all(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
+void sum_all(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<float>& sums) {
   int64_t x = 0;
   const auto fits = [&](int width) { return x + width * Vec::width <= sums.length; };
-  for (; fits(kMost); x += kMost * Vec::width) sum_columns<kGiven, kCount, kMost, kStream>(terms, row_stride, x, sums);
+  for (; fits(kMost); x += kMost * Vec::width)
+    sum_columns<kGiven, kCount, kMost, kStream>(layers, places, row_stride, x, sums);
   if (kMost > 2 && fits(2)) {
-    sum_columns<kGiven, kCount, 2, kStream>(terms, row_stride, x, sums);
+    sum_columns<kGiven, kCount, 2, kStream>(layers, places, row_stride, x, sums);
     x += 2 * Vec::width;
   }
   if (fits(1)) {
-    sum_columns<kGiven, kCount, 1, kStream>(terms, row_stride, x, sums);
+    sum_columns<kGiven, kCount, 1, kStream>(layers, places, row_stride, x, sums);
     x += Vec::width;
   }
-  if (x < sums.length) sum_rest(terms, row_stride, x, sums);
+  if (x < sums.length) sum_rest(layers, places, row_stride, x, sums);
 }
 
 template <int kGiven, bool kStream, typename T>
-void sum_layers(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
-  if (terms.count == 1) return sum_all<kGiven, 1, kStream>(terms, row_stride, sums);
-  if (terms.count == 2) return sum_all<kGiven, 2, kStream>(terms, row_stride, sums);
-  sum_all<kGiven, 0, kStream>(terms, row_stride, sums);
+void sum_layers(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<float>& sums) {
+  if (places.count == 1) return sum_all<kGiven, 1, kStream>(layers, places, row_stride, sums);
+  if (places.count == 2) return sum_all<kGiven, 2, kStream>(layers, places, row_stride, sums);
+  sum_all<kGiven, 0, kStream>(layers, places, row_stride, sums);
 }
 
 /// A rectangle of adjacent elements. With `kStream` the sums, which are not started then, go past the caches in whole
 /// vectors, so that nothing is read in order to be overwritten: they begin and end at multiples of 64 bytes.
 template <bool kStream, typename T>
-void sum_rectangle(const Terms<T>& terms, int64_t row_stride, const Sums<float>& sums) {
-  if (terms.layers == 1) return sum_layers<1, kStream>(terms, row_stride, sums);
-  sum_layers<2, kStream>(terms, row_stride, sums);
+void sum_rectangle(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<float>& sums) {
+  if (layers.count == 1) return sum_layers<1, kStream>(layers, places, row_stride, sums);
+  sum_layers<2, kStream>(layers, places, row_stride, sums);
 }
 
 template <bool kStream>
-void sum_rectangle(const Terms<double>& terms, int64_t row_stride, const Sums<double>& sums) {
+void sum_rectangle(const Layers<double>& layers, Places places, int64_t row_stride, const Sums<double>& sums) {
   for (int64_t row = 0; row < sums.rows; ++row) {
     double* to = sums.to + row * sums.row;
     for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
-    for (int layer = 0; layer < terms.layers; ++layer) {
-      for (int k = 0; k < terms.count; ++k) {
-        const double *from = terms.from[layer][k] + row * row_stride, *weights = terms.weights[k];
+    for (int layer = 0; layer < layers.count; ++layer) {
+      for (int k = 0; k < places.count; ++k) {
+        const double *from = layers.rows[layer] + places.first[k].source + row * row_stride,
+                     *weights = layers.weights + places.first[k].weight;
         const double scale = sums.scales[layer][row];
         for (int64_t x = 0; x < sums.length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
       }
@@ -155,25 +169,28 @@ void sum_rectangle(const Terms<double>& terms, int64_t row_stride, const Sums<do
 
 /// A rectangle of elements that are not adjacent on x: collected, row by row.
 template <typename T>
-void sum_apart(const Terms<T>& terms, int64_t row_stride, int64_t stride, const Sums<Accumulator<T>>& sums) {
-  T gathered[kBlendLayers][kBlendTerms][kGather];
-  Terms<T> found = terms;
+void sum_apart(const Layers<T>& layers, Places places, int64_t row_stride, int64_t stride,
+               const Sums<Accumulator<T>>& sums) {
+  T gathered[kBlendLayers][kBlendTerms * kGather];
+  Cover found[kBlendTerms];
+  Layers<T> collected = layers;
+  for (int layer = 0; layer < layers.count; ++layer) collected.rows[layer] = gathered[layer];
   Sums<Accumulator<T>> part = sums;
   part.rows = 1;
   for (int64_t row = 0; row < sums.rows; ++row) {
-    for (int layer = 0; layer < terms.layers; ++layer) part.scales[layer] = sums.scales[layer] + row;
+    for (int layer = 0; layer < layers.count; ++layer) part.scales[layer] = sums.scales[layer] + row;
     for (int64_t done = 0; done < sums.length; done += kGather) {
       part.length = sums.length - done < kGather ? sums.length - done : kGather;
       part.to = sums.to + row * sums.row + done;
-      for (int k = 0; k < terms.count; ++k) {
-        found.weights[k] = terms.weights[k] + done;
-        for (int layer = 0; layer < terms.layers; ++layer) {
-          const T* from = terms.from[layer][k] + row * row_stride + done * stride;
-          for (int64_t i = 0; i < part.length; ++i) gathered[layer][k][i] = from[i * stride];
-          found.from[layer][k] = gathered[layer][k];
+      for (int64_t k = 0; k < places.count; ++k) {
+        found[k] = {k * kGather, places.first[k].weight + done};
+        for (int layer = 0; layer < layers.count; ++layer) {
+          const T* from = layers.rows[layer] + places.first[k].source + row * row_stride + done * stride;
+          T* to = gathered[layer] + k * kGather;
+          for (int64_t i = 0; i < part.length; ++i) to[i] = from[i * stride];
         }
       }
-      sum_rectangle<false>(found, 0, part);
+      sum_rectangle<false>(collected, Places{found, places.count}, 0, part);
     }
   }
 }
