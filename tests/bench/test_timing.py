@@ -103,7 +103,7 @@ def test_all_ways_make_the_same_number_of_calls():
     assert set(clock.lengths[3:]) == {1, 11}  # a long call is a sample by itself
 
 
-def test_a_sample_has_an_untimed_call_before_it_unless_calls_are_long():
+def test_a_sample_has_untimed_calls_before_it_unless_calls_are_long():
     made = {"short": 0, "long": 0}
 
     def call(name, seconds):
@@ -114,6 +114,9 @@ def test_a_sample_has_an_untimed_call_before_it_unless_calls_are_long():
     measure(FakeClock(warms_up=True), calls, 0.0)
     # the clock above calls once more for its notes; 2 estimates or 1, and 3 samples of a call each
     assert made == {"short": 2 * 5 + 3, "long": 2 * 4}
+    made["short"] = 0
+    found = measure(FakeClock(warms_up=True), {"short": [lambda: call("short", 1e-4)]}, 1.0)
+    assert made["short"] == 2 * 2 + found["short"].samples * (11 + 11 + 1)  # as many as a sample has
 
 
 def test_calls_go_round_the_sets():

@@ -6,8 +6,9 @@ half a second or more is a sample by itself. All ways have a sample in every rou
 round, so that the samples of each are spread over all of that time. What a sample finds in the caches is one of three
 protocols:
 
-- "warm" (CPU, the default): what the way's own last call left there: an untimed call comes first, since the sample
-  before it was another way's. Calls of half a second or more have none: filling the caches takes milliseconds.
+- "warm" (CPU, the default): what the way's own calls leave there in the long run: as many untimed calls come first, since
+  the sample before was another way's, and a third-level cache takes several calls to hold what fits into it. Calls of half
+  a second or more have none: filling the caches takes milliseconds.
 - "out of caches" (CPU, `--cold`): nothing. A buffer of twice the last-level cache is overwritten before each call, and
   a sample is one call.
 - "cold inputs" (CUDA): the second-level cache is overwritten before a sample, and its calls go round several sets of
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from .ways import Call
 
-LONG_SECONDS = 0.5  # of a call that is a sample by itself, with no untimed call before it
+LONG_SECONDS = 0.5  # of a call that is a sample by itself, with no untimed calls before it
 LEAST_SECONDS = 1e-3  # of a sample of the fastest way; shorter calls are repeated within it
 MOST_CALLS = 64
 MOST_SETS = 32
@@ -59,7 +60,7 @@ class Clock(Protocol):
         protocol: what the caches hold, as above.
         sets: of inputs that the calls of a sample go round.
         most_calls: in a sample.
-        warms_up: whether samples have an untimed call before them.
+        warms_up: whether samples have as many untimed calls before them.
     """
 
     protocol: str
@@ -168,7 +169,7 @@ def measure(
         long = once >= LONG_SECONDS
         warm[name] = clock.warms_up and not long
         of_way[name] = list(itertools.islice(itertools.cycle(of_sets), max(1 if long else count, len(of_sets))))
-        cost[name] = once * (len(of_way[name]) + warm[name]) + beside
+        cost[name] = once * len(of_way[name]) * (1 + warm[name]) + beside
     wanted = _samples(cost, budget, least_rounds)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for due in _rounds(wanted):
@@ -179,8 +180,8 @@ def measure(
 
 def _sample(clock: Clock, name: str, calls: Sequence[Call], warm: bool) -> float:
     try:
-        if warm:
-            calls[-1]()
+        for call in calls if warm else ():
+            call()
         return clock.seconds(calls)
     except Exception as problem:  # whatever it is, the other ways are still worth their time
         raise CallError(name) from problem

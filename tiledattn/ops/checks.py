@@ -112,8 +112,14 @@ def _shares_memory(x: Tensor, y: Tensor) -> bool:
         first = x.data_ptr(), y.data_ptr()
     except RuntimeError:
         return False
-    bytes_ = [(1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * t.itemsize for t in (x, y)]
-    return first[0] < first[1] + bytes_[1] and first[1] < first[0] + bytes_[0]
+    return first[0] < first[1] + _bytes_spanned(y) and first[1] < first[0] + _bytes_spanned(x)
+
+
+def _bytes_spanned(x: Tensor) -> int:
+    """From the first to the last element."""
+    if x.is_contiguous():
+        return x.numel() * x.itemsize
+    return (1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))) * x.itemsize
 
 
 def _shape(x: Tensor) -> str:
