@@ -196,10 +196,11 @@ struct BlendTables {
     set_runs(1, axes[1], tile_stride[1], tiles.stride[1], rows, 1, axes[1].length);
     set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendRun, kLineBytes / size_of(type), kBlendBlock);
     set_blocks();
+    call.few_on_x = true;
     call.whole_lines = axes[2].length * size_of(type) % kLineBytes == 0;
     for (const CoveredRun& run : runs[2]) {
-      call.whole_lines &=
-          run.begin * size_of(type) % kLineBytes == 0 && run.last_cover - run.first_cover <= kBlendTerms;
+      call.whole_lines &= run.begin * size_of(type) % kLineBytes == 0;
+      call.few_on_x &= run.last_cover - run.first_cover <= kBlendTerms;
     }
     call.type = type;
     call.bands = static_cast<int64_t>(runs[1].size());

@@ -14,16 +14,9 @@ constexpr int64_t kAhead = 8;  // rows that are fetched ahead where nothing is i
 inline const float* rounded(const float* sums, float*, int64_t) { return sums; }
 inline const double* rounded(const double* sums, double*, int64_t) { return sums; }
 
-inline const Half* rounded(const float* sums, Half* buffer, int64_t count) {
-  for (int64_t i = 0; i < count; i += Vec::width) {
-    store_words(buffer + i, to_float16(load_floats(sums + i, count - i)), count - i);
-  }
-  return buffer;
-}
-
-inline const Brain* rounded(const float* sums, Brain* buffer, int64_t count) {
-  // not by the bfloat16 instructions: they take subnormals for zeros
-  for (int64_t i = 0; i < count; ++i) from_number(sums[i], buffer + i);
+template <typename T>
+inline const T* rounded(const float* sums, T* buffer, int64_t count) {
+  for (int64_t i = 0; i < count; i += Vec::width) put_numbers(buffer + i, load_floats(sums + i, count - i), count - i);
   return buffer;
 }
 
@@ -43,14 +36,12 @@ class Blend {
       const int64_t length = call_.size[2] - begin < kBlendBlock ? call_.size[2] - begin : kBlendBlock;
       const int64_t at_z = ((b * call_.channels + c) * call_.size[0] + z) * call_.size[1];
       T* out = reinterpret_cast<T*>(call_.out) + (at_z + rows.begin) * call_.size[2] + begin;
-      if constexpr (std::is_same_v<T, S>) {
-        if (!kStream || written_by_lines(out, call_.runs[0][z], rows)) {
-          sum_band<kStream>(channel, call_.runs[0][z], rows, block, out, call_.size[2]);
-          continue;
-        }
+      if (written_at_once(out, call_.runs[0][z], rows)) {
+        sum_band<kStream && kByLines>(channel, call_.runs[0][z], rows, block, out, call_.size[2]);
+      } else {
+        sum_band<false>(channel, call_.runs[0][z], rows, block, sums_, length);
+        write(out, rows.length, length);
       }
-      sum_band<false>(channel, call_.runs[0][z], rows, block, sums_, length);
-      write(out, rows.length, length);
     }
     out_.finish();
   }
@@ -58,16 +49,23 @@ class Blend {
  private:
   using S = Accumulator<T>;
 
-  /// Whether a band is summed up at once, line by line of `out`: what went past the caches is not read again.
-  bool written_by_lines(const T* out, const CoveredRun& z, const CoveredRun& y) const {
+  /// Whether registers take whole lines of elements at a time.
+  static constexpr bool kByLines = !std::is_same_v<T, double> && kMost * Vec::width * sizeof(T) >= kLine;
+
+  /// Whether a band's elements are ready when they are written for the first time, line by line of `out` where they go
+  /// past the caches.
+  bool written_at_once(const T* out, const CoveredRun& z, const CoveredRun& y) const {
     const int64_t layers = (z.last_cover - z.first_cover) * (y.last_cover - y.first_cover);
-    return std::is_same_v<T, float> && call_.whole_lines && layers <= kBlendLayers &&
-           reinterpret_cast<intptr_t>(out) % kLine == 0;
+    const bool complete = layers <= kBlendLayers && call_.few_on_x;
+    if constexpr (kStream) {
+      return kByLines && complete && call_.whole_lines && reinterpret_cast<intptr_t>(out) % kLine == 0;
+    }
+    return complete || std::is_same_v<T, S>;
   }
 
   /// The rows of a band in a block of x: `row` sums from one to the next. Two rows of tiles at a time.
-  template <bool kDirect>
-  void sum_band(const T* channel, const CoveredRun& z, const CoveredRun& y, int64_t block, S* sums, int64_t row) {
+  template <bool kPast, typename To>
+  void sum_band(const T* channel, const CoveredRun& z, const CoveredRun& y, int64_t block, To* sums, int64_t row) {
     const CoveredRun *first = call_.runs[2] + call_.block_start[block],
                      *end = call_.runs[2] + call_.block_start[block + 1];
     const int64_t on_y = y.last_cover - y.first_cover, most = (z.last_cover - z.first_cover) * on_y;
@@ -83,20 +81,20 @@ class Blend {
         layers.rows[i] = channel + at_z.source + at_y.source;
       }
       for (const CoveredRun* x = first; x < end; ++x) {
-        sum<kDirect>(layers, *x,
-                     {sums + x->begin - first->begin, row, y.length, x->length, {scales_[0], scales_[1]}, done > 0});
+        To* to = sums + x->begin - first->begin;
+        sum<kPast, To>(layers, *x, {to, row, y.length, x->length, {scales_[0], scales_[1]}, done > 0});
       }
     }
   }
 
   /// A run of x in some rows of tiles: the tiles that cover it, in their order.
-  template <bool kDirect>
-  void sum(const Layers<T>& layers, const CoveredRun& x, Sums<S> sums) {
+  template <bool kPast, typename To>
+  void sum(const Layers<T>& layers, const CoveredRun& x, Sums<To, S> sums) {
     for (int64_t first = x.first_cover; first < x.last_cover; first += kBlendTerms, sums.started = true) {
       const int64_t rest = x.last_cover - first;
       const Places places{call_.covers[2] + first, rest < kBlendTerms ? rest : kBlendTerms};
       if (call_.stride == 1) {
-        sum_rectangle<kDirect>(layers, places, call_.row_stride, sums);
+        sum_rectangle<kPast>(layers, places, call_.row_stride, sums);
       } else {
         sum_apart(layers, places, call_.row_stride, call_.stride, sums);
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/tiles_kernel.h"
 #include "cpu/vec.h"
@@ -30,18 +31,56 @@ struct Places {
   int64_t count;
 };
 
-/// Where the sums of a rectangle go, and the rows' weights in each layer: the products of those of z and y.
-template <typename S>
+/// Where the sums of a rectangle go, as `To`, and the rows' weights in each layer: the products of those of z and y.
+/// Sums in their own type may be begun already.
+template <typename To, typename S>
 struct Sums {
-  S* to;
+  To* to;
   int64_t row, rows, length;  // `row` elements from one row to the next
   const S* scales[kBlendLayers];
   bool started;  // else they begin at zero
 };
 
+inline Words load_all_words(const void* from) {
+  Words words;
+  std::memcpy(&words, from, sizeof(words));
+  return words;
+}
+
+/// A vector of elements, or the first `count` of it.
+inline Vec load_numbers(const float* from) { return load(from); }
+inline Vec load_numbers(const Half* from) { return from_float16(load_all_words(from)); }
+inline Vec load_numbers(const Brain* from) { return from_bfloat16(load_all_words(from)); }
 inline Vec load_numbers(const float* from, int64_t count) { return load_floats(from, count); }
 inline Vec load_numbers(const Half* from, int64_t count) { return from_float16(load_words(from, count)); }
 inline Vec load_numbers(const Brain* from, int64_t count) { return from_bfloat16(load_words(from, count)); }
+
+template <typename To>
+inline Words words_of(Vec x) {
+  if constexpr (std::is_same_v<To, Half>) return to_float16(x);
+  return to_exact_bfloat16(x);
+}
+
+/// The same to memory; with `kStream` past the caches.
+template <bool kStream, typename To>
+inline void put_numbers(To* to, Vec x) {
+  if constexpr (std::is_same_v<To, float>) {
+    kStream ? stream(to, x) : store(to, x);
+  } else if constexpr (kStream) {
+    stream_words(to, words_of<To>(x));
+  } else {
+    const Words words = words_of<To>(x);
+    std::memcpy(to, &words, sizeof(words));
+  }
+}
+template <typename To>
+inline void put_numbers(To* to, Vec x, int64_t count) {
+  if constexpr (std::is_same_v<To, float>) {
+    store_floats(to, x, count);
+  } else {
+    store_words(to, words_of<To>(x), count);
+  }
+}
 
 /// Brings some vectors' elements into the caches.
 template <typename T>
@@ -50,27 +89,32 @@ inline void fetch(const T* from, int vectors) {
   for (int i = 0; i < vectors * Vec::width; i += kPerLine) __builtin_prefetch(from + i);
 }
 
-/// kWidth vectors of all rows from column x on. Each row stays in registers until all terms are added: weighed by x
-/// first, then by row. `kGiven` layers; `kCount` terms, 0: as many as there are. Never inlined: all of its variants in
-/// one function would leave none of them enough registers.
-template <int kGiven, int kCount, int kWidth, bool kStream, typename T>
+/// kWidth vectors of all rows from column x on; with `kPart` the last one holds what is left of the row. Each row stays
+/// in registers until all terms are added: weighed by x first, then by row. `kGiven` layers; `kCount` terms, 0: as many
+/// as there are. Never inlined: all of its variants in one function would leave none of them enough registers.
+template <int kGiven, int kCount, int kWidth, bool kPart, bool kStream, typename T, typename To>
 __attribute__((noinline)) void sum_columns(const Layers<T>& layers, Places places, int64_t row_stride, int64_t x,
-                                           const Sums<float>& sums) {
+                                           const Sums<To, float>& sums) {
+  static_assert(!(kPart && kStream), "lines are written as a whole");
   constexpr int kHeld = kCount ? kCount : 1;
   const int64_t count = kCount ? kCount : places.count;
+  const int64_t last = sums.length - x - (kWidth - 1) * Vec::width;
+  const auto get = [last](const auto* from, int i) {
+    return kPart && i == kWidth - 1 ? load_numbers(from + i * Vec::width, last) : load_numbers(from + i * Vec::width);
+  };
   const int64_t ahead = layers.ahead;
   Vec weights[kHeld][kWidth];
   const T* from[kGiven][kHeld];
   for (int k = 0; k < kCount; ++k) {
-    for (int i = 0; i < kWidth; ++i) weights[k][i] = load(layers.weights + places.first[k].weight + x + i * Vec::width);
+    for (int i = 0; i < kWidth; ++i) weights[k][i] = get(layers.weights + places.first[k].weight + x, i);
     for (int layer = 0; layer < kGiven; ++layer) from[layer][k] = layers.rows[layer] + places.first[k].source + x;
   }
   // copies, which no store can change for all that the compiler knows
   const float* scales[kGiven];
   for (int layer = 0; layer < kGiven; ++layer) scales[layer] = sums.scales[layer];
   const int64_t rows = sums.rows, step = sums.row;
-  const bool started = sums.started;
-  float* to = sums.to + x;
+  const bool started = std::is_same_v<To, float> && sums.started;
+  To* to = sums.to + x;
   for (int64_t row = 0; row < rows; ++row, to += step) {
     Vec total[kWidth];
     for (int layer = 0; layer < kGiven; ++layer) {
@@ -80,10 +124,8 @@ __attribute__((noinline)) void sum_columns(const Layers<T>& layers, Places place
         const T* at = kCount ? from[layer][k] : layers.rows[layer] + places.first[k].source + row * row_stride + x;
         if constexpr (kStream) fetch(at + ahead, kWidth);
         for (int i = 0; i < kWidth; ++i) {
-          const Vec numbers = load_numbers(at + i * Vec::width, Vec::width);
-          const Vec weight =
-              kCount ? weights[k][i] : load(layers.weights + places.first[k].weight + x + i * Vec::width);
-          found[i] = k == 0 ? weight * numbers : fma(weight, numbers, found[i]);
+          const Vec weight = kCount ? weights[k][i] : get(layers.weights + places.first[k].weight + x, i);
+          found[i] = k == 0 ? weight * get(at, i) : fma(weight, get(at, i), found[i]);
         }
         if constexpr (kCount > 0) from[layer][k] += row_stride;
       }
@@ -91,53 +133,38 @@ __attribute__((noinline)) void sum_columns(const Layers<T>& layers, Places place
         if (layer > 0) {
           total[i] = fma(scale, found[i], total[i]);
         } else {
-          total[i] = started ? fma(scale, found[i], load(to + i * Vec::width)) : scale * found[i];
+          total[i] = started ? fma(scale, found[i], get(to, i)) : scale * found[i];
         }
       }
     }
-    for (int i = 0; i < kWidth; ++i)
-      kStream ? stream(to + i * Vec::width, total[i]) : store(to + i * Vec::width, total[i]);
+    for (int i = 0; i < kWidth - kPart; ++i) put_numbers<kStream>(to + i * Vec::width, total[i]);
+    if constexpr (kPart) put_numbers(to + (kWidth - 1) * Vec::width, total[kWidth - 1], last);
   }
 }
 
-/// The same for fewer elements of a row than a vector has.
-template <typename T>
-void sum_rest(const Layers<T>& layers, Places places, int64_t row_stride, int64_t x, const Sums<float>& sums) {
-  const int64_t rest = sums.length - x;
-  for (int64_t row = 0; row < sums.rows; ++row) {
-    float* to = sums.to + row * sums.row + x;
-    Vec total = sums.started ? load_floats(to, rest) : Vec::zero();
-    for (int layer = 0; layer < layers.count; ++layer) {
-      Vec found = Vec::zero();
-      for (int k = 0; k < places.count; ++k) {
-        const Vec numbers = load_numbers(layers.rows[layer] + places.first[k].source + row * row_stride + x, rest);
-        found = fma(load_floats(layers.weights + places.first[k].weight + x, rest), numbers, found);
-      }
-      total = fma(Vec::all(sums.scales[layer][row]), found, total);
-    }
-    store_floats(to, total, rest);
-  }
-}
-
-template <int kGiven, int kCount, bool kStream, typename T>
-void sum_all(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<float>& sums) {
+template <int kGiven, int kCount, bool kStream, typename T, typename To>
+void sum_all(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<To, float>& sums) {
   int64_t x = 0;
   const auto fits = [&](int width) { return x + width * Vec::width <= sums.length; };
   for (; fits(kMost); x += kMost * Vec::width)
-    sum_columns<kGiven, kCount, kMost, kStream>(layers, places, row_stride, x, sums);
+    sum_columns<kGiven, kCount, kMost, false, kStream>(layers, places, row_stride, x, sums);
   if (kMost > 2 && fits(2)) {
-    sum_columns<kGiven, kCount, 2, kStream>(layers, places, row_stride, x, sums);
+    sum_columns<kGiven, kCount, 2, false, kStream>(layers, places, row_stride, x, sums);
     x += 2 * Vec::width;
   }
-  if (fits(1)) {
-    sum_columns<kGiven, kCount, 1, kStream>(layers, places, row_stride, x, sums);
-    x += Vec::width;
+  if constexpr (kStream) {
+    if (x < sums.length) sum_columns<kGiven, kCount, 1, false, true>(layers, places, row_stride, x, sums);
+  } else if (x + Vec::width < sums.length) {
+    sum_columns<kGiven, kCount, 2, true, false>(layers, places, row_stride, x, sums);
+  } else if (x + Vec::width == sums.length) {
+    sum_columns<kGiven, kCount, 1, false, false>(layers, places, row_stride, x, sums);
+  } else if (x < sums.length) {
+    sum_columns<kGiven, kCount, 1, true, false>(layers, places, row_stride, x, sums);
   }
-  if (x < sums.length) sum_rest(layers, places, row_stride, x, sums);
 }
 
-template <int kGiven, bool kStream, typename T>
-void sum_layers(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<float>& sums) {
+template <int kGiven, bool kStream, typename T, typename To>
+void sum_layers(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<To, float>& sums) {
   if (places.count == 1) return sum_all<kGiven, 1, kStream>(layers, places, row_stride, sums);
   if (places.count == 2) return sum_all<kGiven, 2, kStream>(layers, places, row_stride, sums);
   sum_all<kGiven, 0, kStream>(layers, places, row_stride, sums);
@@ -145,14 +172,14 @@ void sum_layers(const Layers<T>& layers, Places places, int64_t row_stride, cons
 
 /// A rectangle of adjacent elements. With `kStream` the sums, which are not started then, go past the caches in whole
 /// vectors, so that nothing is read in order to be overwritten: they begin and end at multiples of 64 bytes.
-template <bool kStream, typename T>
-void sum_rectangle(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<float>& sums) {
+template <bool kStream, typename T, typename To>
+void sum_rectangle(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<To, float>& sums) {
   if (layers.count == 1) return sum_layers<1, kStream>(layers, places, row_stride, sums);
   sum_layers<2, kStream>(layers, places, row_stride, sums);
 }
 
 template <bool kStream>
-void sum_rectangle(const Layers<double>& layers, Places places, int64_t row_stride, const Sums<double>& sums) {
+void sum_rectangle(const Layers<double>& layers, Places places, int64_t row_stride, const Sums<double, double>& sums) {
   for (int64_t row = 0; row < sums.rows; ++row) {
     double* to = sums.to + row * sums.row;
     for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
@@ -168,14 +195,14 @@ void sum_rectangle(const Layers<double>& layers, Places places, int64_t row_stri
 }
 
 /// A rectangle of elements that are not adjacent on x: collected, row by row.
-template <typename T>
+template <typename T, typename To>
 void sum_apart(const Layers<T>& layers, Places places, int64_t row_stride, int64_t stride,
-               const Sums<Accumulator<T>>& sums) {
+               const Sums<To, Accumulator<T>>& sums) {
   T gathered[kBlendLayers][kBlendTerms * kGather];
   Cover found[kBlendTerms];
   Layers<T> collected = layers;
   for (int layer = 0; layer < layers.count; ++layer) collected.rows[layer] = gathered[layer];
-  Sums<Accumulator<T>> part = sums;
+  Sums<To, Accumulator<T>> part = sums;
   part.rows = 1;
   for (int64_t row = 0; row < sums.rows; ++row) {
     for (int layer = 0; layer < layers.count; ++layer) part.scales[layer] = sums.scales[layer] + row;

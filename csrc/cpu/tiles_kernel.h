@@ -78,7 +78,8 @@ struct BlendRows {
   const int64_t* block_start;  // of x's runs, [blocks + 1]
   const void* weights[3];      // in the accumulator's type
   bool stream;                 // past the caches
-  bool whole_lines;  // runs of x and rows begin and end at multiples of 64 bytes, if the result does; few tiles on x
+  bool few_on_x;               // no more tiles cover a run of x than are added up in registers
+  bool whole_lines;            // runs of x and rows begin and end at multiples of 64 bytes, if the result does
 };
 
 /// Items [first, last) of a call.

@@ -64,6 +64,9 @@ inline __m256i first(int64_t count) {
                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+/// As many 16-bit elements.
+using Words = __m128i;
+
 /// The first `count` (1 .. 8, or more) elements as floats, zeros after them; reads no further.
 inline Vec load_floats(const float* p, int64_t count) {
   return {count >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first(count))};
@@ -90,6 +93,7 @@ inline void store_words(void* p, __m128i x, int64_t count) {
   _mm_store_si128(reinterpret_cast<__m128i*>(words), x);
   std::memcpy(p, words, 2 * static_cast<size_t>(count));
 }
+inline void stream_words(void* p, __m128i x) { _mm_stream_si128(static_cast<__m128i*>(p), x); }
 inline __m128i to_float16(Vec a) { return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
 inline __m128i to_bfloat16(Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
@@ -100,5 +104,6 @@ inline __m128i to_bfloat16(Vec a) {
   const __m256i packed = _mm256_packus_epi32(words, words);
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
 }
+inline __m128i to_exact_bfloat16(Vec a) { return to_bfloat16(a); }
 
 }  // namespace tiledattn::TILEDATTN_ISA

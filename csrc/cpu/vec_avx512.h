@@ -58,6 +58,9 @@ inline void store_quarters(float* p, int64_t stride, Vec a) {
 
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 
+/// As many 16-bit elements.
+using Words = __m256i;
+
 /// The first `count` (1 .. 16, or more) elements as floats, zeros after them; reads no further.
 inline Vec load_floats(const float* p, int64_t count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
 inline __m256i load_words(const void* p, int64_t count) { return _mm256_maskz_loadu_epi16(first(count), p); }
@@ -67,7 +70,17 @@ inline Vec from_bfloat16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_ep
 
 inline void store_floats(float* p, Vec a, int64_t count) { _mm512_mask_storeu_ps(p, first(count), a.v); }
 inline void store_words(void* p, __m256i x, int64_t count) { _mm256_mask_storeu_epi16(p, first(count), x); }
+inline void stream_words(void* p, __m256i x) { _mm256_stream_si256(static_cast<__m256i*>(p), x); }
 inline __m256i to_float16(Vec a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
+
+/// The nearest, subnormal numbers included, which the bfloat16 instructions take for zeros.
+inline __m256i to_exact_bfloat16(Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i even = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc0)));
+}
 
 #if defined(TILEDATTN_ISA_AVX512_BF16)
 inline __m256i to_bfloat16(Vec a) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)); }
@@ -93,13 +106,7 @@ inline Vec dot(Vec a, Vec b, Vec c) {
   return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 #else
-inline __m256i to_bfloat16(Vec a) {
-  const __m512i bits = _mm512_castps_si512(a.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i even = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc0)));
-}
+inline __m256i to_bfloat16(Vec a) { return to_exact_bfloat16(a); }
 #endif
 
 }  // namespace tiledattn::TILEDATTN_ISA

@@ -79,6 +79,7 @@ inline Vec interleave_high(Vec a, Vec b) { return {Floats{a.v[2], b.v[2], a.v[3]
 /// Stores lanes 4 i .. 4 i + 3 at p + i * stride.
 inline void store_quarters(float* p, int64_t, Vec a) { store(p, a); }
 
+/// As many 16-bit elements.
 struct Words {
   uint16_t w[4];
 };
@@ -101,6 +102,7 @@ inline void store_floats(float* p, Vec a, int64_t count) {
 inline void store_words(void* p, Words x, int64_t count) {
   std::memcpy(p, x.w, 2 * static_cast<size_t>(count < 4 ? count : 4));
 }
+inline void stream_words(void* p, Words x) { std::memcpy(p, x.w, sizeof(x.w)); }
 
 inline uint32_t bits_of(float x) {
   uint32_t bits;
@@ -146,5 +148,6 @@ inline Words to_float16(Vec a) {
 inline Words to_bfloat16(Vec a) {
   return {{bfloat_of_float(a.v[0]), bfloat_of_float(a.v[1]), bfloat_of_float(a.v[2]), bfloat_of_float(a.v[3])}};
 }
+inline Words to_exact_bfloat16(Vec a) { return to_bfloat16(a); }
 
 }  // namespace tiledattn::TILEDATTN_ISA
