@@ -292,7 +292,10 @@ def test_a_report_of_what_is_there(bench, counted, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--case", "nonsense"], "got --case nonsense, which leaves no case on cpu; it has blending, extraction,"),
+        (
+            ["--case", "nonsense"],
+            "got --case nonsense, which leaves no case on cpu; it has --case 'blending/\\*' 'extraction/\\*'",
+        ),
         (["--dtype", "float16"], "got --dtype float16, which leaves no case on cpu; .* in float32, bfloat16"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--peer", "nobody"], r"--peer: got 'nobody'; expected \(a part of\) one of 'MultiDiffusion loop'"),

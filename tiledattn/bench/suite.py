@@ -212,7 +212,7 @@ def _chosen(options: argparse.Namespace, device: torch.device) -> list[registry.
     if found:
         return found
     of_device = registry.chosen(device)
-    operations = ", ".join(dict.fromkeys(case.operation for case, _ in of_device))
+    operations = " ".join(f"'{name}/*'" for name in dict.fromkeys(case.operation for case, _ in of_device))
     dtypes = ", ".join(dict.fromkeys(dtype for _, dtype in of_device))
     given = " ".join(
         [f"--case {' '.join(options.case)}"] * bool(options.case)
@@ -220,7 +220,8 @@ def _chosen(options: argparse.Namespace, device: torch.device) -> list[registry.
         + ["--quick"] * options.quick
     )
     raise UsageError(
-        f"got {given}, which leaves no case on {device.type}; it has {operations}, in {dtypes} (--dry-run)"
+        f"got {given}, which leaves no case on {device.type}; it has --case {operations}, in {dtypes}; "
+        "--dry-run names them all"
     )
 
 
