@@ -79,7 +79,7 @@ def test_few_rows_over_several_chunks(instruction_set, dtype):
     check(*case, judged=judged)
 
 
-@pytest.mark.parametrize("size, far", [(4, 30), (6, 100)])
+@pytest.mark.parametrize(("size", "far"), [(4, 30), (6, 100)])
 def test_slopes_that_are_small_differences_of_sums_over_many_dims(instruction_set, size, far):
     layout = ta.TileLayout(size, 2, 0, True)
     q, k, v = attention_inputs(layout, batch=4, heads=2, dim=256)

@@ -6,9 +6,9 @@ half a second or more is a sample by itself. All ways have a sample in every rou
 round, so that the samples of each are spread over all of that time. What a sample finds in the caches is one of three
 protocols:
 
-- "warm" (CPU, the default): what the way's own calls leave there in the long run: as many untimed calls come first, since
-  the sample before was another way's, and a third-level cache takes several calls to hold what fits into it. Calls of half
-  a second or more have none: filling the caches takes milliseconds.
+- "warm" (CPU, the default): what the way's own calls leave there in the long run: as many untimed calls come first,
+  since the sample before was another way's, and a third-level cache takes several calls to hold what fits into it.
+  Calls of half a second or more have none: filling the caches takes milliseconds.
 - "out of caches" (CPU, `--cold`): nothing. A buffer of twice the last-level cache is overwritten before each call, and
   a sample is one call.
 - "cold inputs" (CUDA): the second-level cache is overwritten before a sample, and its calls go round several sets of
