@@ -24,7 +24,7 @@ struct Crew {
   int64_t members;
   std::atomic<int64_t> next{0};
 
-  void run_item(const AttentionItem& item, const AttentionItem& following, float* own) const {
+  void run_item(const AttentionItem& item, const AttentionItem* following, float* own) const {
     switch (set) {
 #define TILEDATTN_RUN_ITEM(isa) \
   case InstructionSet::isa:     \
@@ -41,9 +41,9 @@ struct Crew {
     float* own = memory + member * places.total;
     for (int64_t number = next++; number < schedule.items; number = next++) {
       const AttentionItem item = item_at(call, schedule, number);
-      // if threads take turns
-      const AttentionItem following = item_at(call, schedule, smaller(number + members, schedule.items - 1));
-      if (item.rows > 0) run_item(item, following, own);
+      const int64_t after = number + members;  // if threads take turns
+      const AttentionItem following = item_at(call, schedule, smaller(after, schedule.items - 1));
+      if (item.rows > 0) run_item(item, after < schedule.items ? &following : nullptr, own);
     }
   }
 };

@@ -18,7 +18,7 @@ struct GradientBlock {
   int64_t rows, row_length, units;
 };
 
-/// Units of a row of gradients that are summed up on their own. Slopes are differences of such sums.
+/// Units of dO . v that are summed up on their own: slopes are differences of these products.
 constexpr int64_t kSlopeUnits = 64;
 
 /// Weights p of kGroup rows, never above 1: what rounding makes of a logit next to its lse is not amplified.

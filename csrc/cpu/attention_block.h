@@ -42,7 +42,8 @@ inline void multiply_group(const float* lanes, const float* rows, int64_t row_le
   }
 }
 
-/// Units of a logit that are summed up on their own, in both directions: weights are made from an lse of the same sums.
+/// Units of a logit that are summed up on their own. The same for gradients, whose weights are made with an lse of such
+/// sums (but for bfloat16 in matrix registers).
 constexpr int64_t kScoreUnits = 128;
 
 /// `multiply_group` in parts of kUnits: one long sum would lose what a sum of sums keeps.

@@ -74,10 +74,10 @@ inline int64_t gradient_pack(AttentionType type, InstructionSet set) {
   return set == InstructionSet::amx ? 1 : attention_pack(type, set);
 }
 
-// `next` is likely to be run next: what it reads is fetched meanwhile. Nothing depends on it.
+// `next`, if not null, is likely to be run next: what it reads is fetched meanwhile. No result depends on it.
 #define TILEDATTN_DECLARE_ATTENTION(isa)                                                               \
   namespace isa {                                                                                      \
-  void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next, \
+  void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionItem* next, \
                       const AttentionMemory& places, float* memory);                                   \
   }
 TILEDATTN_FOR_EACH_ISA(TILEDATTN_DECLARE_ATTENTION)

@@ -125,7 +125,7 @@ QueryBlock block_at(const Work& work, int64_t first, int64_t lanes, bool fresh) 
 }
 
 template <class Products>
-void run(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next, const AttentionMemory& places,
+void run(const AttentionCall& call, const AttentionItem& item, const AttentionItem* next, const AttentionMemory& places,
          float* memory) {
   Work work{call, item, places, memory};
   Columns columns(call, item);
@@ -148,7 +148,7 @@ void run(const AttentionCall& call, const AttentionItem& item, const AttentionIt
 }
 
 #if defined(TILEDATTN_ISA_AMX)
-void run_with_matrices(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next,
+void run_with_matrices(const AttentionCall& call, const AttentionItem& item, const AttentionItem* next,
                        const AttentionMemory& places, float* memory) {
   const MatrixRegisters registers;
   run<MatrixProducts>(call, item, next, places, memory);
@@ -157,7 +157,7 @@ void run_with_matrices(const AttentionCall& call, const AttentionItem& item, con
 
 }  // namespace
 
-void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next,
+void attention_item(const AttentionCall& call, const AttentionItem& item, const AttentionItem* next,
                     const AttentionMemory& places, float* memory) {
   switch (call.type) {
     case AttentionType::float32:

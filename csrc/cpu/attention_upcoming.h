@@ -16,17 +16,18 @@ inline void fetch_for_later(const void* data, int64_t at, int64_t dim) {
 }
 
 /// What follows a chunk of an item's keys: the rows of q block by block, and the next chunk's keys and values, a few at
-/// a time; after the last chunk those of the item that is likely to be next. Products in matrix registers gain nothing.
+/// a time; during the last chunk those of the item that is likely to be next, if any. Products in matrix registers gain
+/// nothing.
 template <class Products>
 class Upcoming {
  public:
-  /// `columns` are at the end of the chunk, of `count` keys; chunks have at most `chunk`.
-  Upcoming(const AttentionCall& call, const AttentionItem& item, const AttentionItem& next, const Columns& columns,
+  /// `columns` are at the end of the chunk, of `count` keys; chunks have at most `chunk`. `next` may be null.
+  Upcoming(const AttentionCall& call, const AttentionItem& item, const AttentionItem* next, const Columns& columns,
            bool last, int64_t count, int64_t chunk)
-      : call_(call), item_(item), next_(next), columns_(last ? Columns(call, next) : columns), last_(last) {
+      : call_(call), item_(item), next_(next), columns_(last && next ? Columns(call, *next) : columns), last_(last) {
     const auto blocks = [](int64_t n, int64_t of) { return (n + of - 1) / of; };
     const int64_t steps = blocks(item.rows, Products::rows) * blocks(count, Products::keys);
-    left_ = chunk;
+    left_ = last && !next ? 0 : chunk;
     step_ = smaller(blocks(chunk, larger(steps, 1)), kBlockKeys);
   }
 
@@ -34,8 +35,8 @@ class Upcoming {
   void fetch_queries(int64_t first) const {
     if constexpr (Products::matrices) return;
     const bool same = first + Products::rows < item_.rows;
-    if (!same && !last_) return;
-    const AttentionItem& item = same ? item_ : next_;
+    if (!same && !(last_ && next_)) return;
+    const AttentionItem& item = same ? item_ : *next_;
     const int64_t begin = same ? first + Products::rows : 0, rows = smaller(Products::rows, item.rows - begin);
     int64_t offsets[kRows];
     row_offsets(call_, item, call_.q.stride, begin, rows, offsets);
@@ -57,7 +58,8 @@ class Upcoming {
 
  private:
   const AttentionCall& call_;
-  const AttentionItem &item_, &next_;
+  const AttentionItem& item_;
+  const AttentionItem* next_;
   Columns columns_;
   bool last_;
   int64_t left_, step_;

@@ -63,14 +63,14 @@ class Blend {
     return complete || std::is_same_v<T, S>;
   }
 
-  /// The rows of a band in a block of x: `row` sums from one to the next. Two rows of tiles at a time.
+  /// The rows of a band in a block of x: `row` elements of `sums` from one to the next. Two rows of tiles at a time.
   template <bool kPast, typename To>
   void sum_band(const T* channel, const CoveredRun& z, const CoveredRun& y, int64_t block, To* sums, int64_t row) {
     const CoveredRun *first = call_.runs[2] + call_.block_start[block],
                      *end = call_.runs[2] + call_.block_start[block + 1];
     const int64_t on_y = y.last_cover - y.first_cover, most = (z.last_cover - z.first_cover) * on_y;
     for (int64_t done = 0; done < most; done += kBlendLayers) {
-      Layers<T> layers;
+      Layers<T> layers = {};
       layers.count = static_cast<int>(most - done < kBlendLayers ? most - done : kBlendLayers);
       layers.weights = weights(2);
       layers.ahead = kAhead * call_.row_stride;

@@ -12,7 +12,7 @@ namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
 constexpr int64_t kGather = 128;                // elements collected at a time where they are not adjacent
-constexpr int kMost = Vec::width < 16 ? 2 : 4;  // vectors of a row, as many as registers hold with their weights
+constexpr int kMost = Vec::width == 8 ? 2 : 4;  // vectors of a row: a line of floats or more
 
 /// Rows of tiles that cover a rectangle: the first row of each, and weights on x. How far ahead those elements lie that
 /// are fetched meanwhile if they are not in the caches: each row may be on a page of its own.
@@ -61,11 +61,12 @@ inline Words words_of(Vec x) {
   return to_exact_bfloat16(x);
 }
 
-/// The same to memory; with `kStream` past the caches.
+/// A vector to elements in memory, with `kStream` past the caches; or the first `count` of it.
 template <bool kStream, typename To>
 inline void put_numbers(To* to, Vec x) {
   if constexpr (std::is_same_v<To, float>) {
-    kStream ? stream(to, x) : store(to, x);
+    if constexpr (kStream) return stream(to, x);
+    store(to, x);
   } else if constexpr (kStream) {
     stream_words(to, words_of<To>(x));
   } else {

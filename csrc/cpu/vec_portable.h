@@ -102,7 +102,6 @@ inline void store_floats(float* p, Vec a, int64_t count) {
 inline void store_words(void* p, Words x, int64_t count) {
   std::memcpy(p, x.w, 2 * static_cast<size_t>(count < 4 ? count : 4));
 }
-inline void stream_words(void* p, Words x) { std::memcpy(p, x.w, sizeof(x.w)); }
 
 inline uint32_t bits_of(float x) {
   uint32_t bits;

@@ -63,7 +63,7 @@ def test_rows_of_a_whole_axis_are_one_run():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES])
-@pytest.mark.parametrize("dim", [40, 64, 72, 128])
+@pytest.mark.parametrize("dim", [40, 64, 72, 128, 200])
 def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
     # 16 x 48 = 768 queries of 2 heads on one key head; 1536 + 19 keys and more than a chunk of them
     layout = ta.TileLayout((48, 48), (16, 48))
@@ -94,7 +94,7 @@ def test_few_rows_over_several_chunks(instruction_set, dtype):
 
 
 @pytest.mark.parametrize("keys", [1, 31, 33, 127, 129, 160, 257])
-@pytest.mark.parametrize("dim", [33, 64, 256])
+@pytest.mark.parametrize("dim", [33, 64, 256, 264])
 def test_blocks_that_are_not_full(instruction_set, keys, dim):
     layout = ta.TileLayout(2 * keys, keys)
     q, k, v = attention_inputs(layout, dim=dim, dtype=torch.bfloat16)

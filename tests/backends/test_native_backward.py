@@ -59,7 +59,7 @@ def large_case(dtype, dim):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [40, 72])
+@pytest.mark.parametrize("dim", [40, 72, 200])
 def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
     case, arguments, judged = large_case(dtype, dim)
     check(*case, lse=True, judged=judged, **arguments)

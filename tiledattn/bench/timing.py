@@ -204,7 +204,7 @@ def _calls_per_sample(clock: Clock, once: Sequence[float], of_round: float) -> i
     if not once:
         return 1
     wanted = int(LEAST_SECONDS / max(min(once), 1e-9)) + 1
-    affordable = int(of_round / max(sum(once), 1e-9))
+    affordable = int(of_round / (1 + clock.warms_up) / max(sum(once), 1e-9))
     return max(1, min(clock.most_calls, wanted, affordable))
 
 
