@@ -59,7 +59,7 @@ def large_case(dtype, dim):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [40, 72, 200])
+@pytest.mark.parametrize("dim", [40, 72])
 def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
     case, arguments, judged = large_case(dtype, dim)
     check(*case, lse=True, judged=judged, **arguments)
@@ -79,10 +79,10 @@ def test_few_rows_over_several_chunks(instruction_set, dtype):
     check(*case, judged=judged)
 
 
-@pytest.mark.parametrize(("size", "far"), [(4, 30), (6, 100)])
-def test_slopes_that_are_small_differences_of_sums_over_many_dims(instruction_set, size, far):
+@pytest.mark.parametrize(("size", "far", "dim"), [(4, 30, 256), (6, 100, 256), (6, 100, 200)])
+def test_slopes_that_are_small_differences_of_sums_over_many_dims(instruction_set, size, far, dim):
     layout = ta.TileLayout(size, 2, 0, True)
-    q, k, v = attention_inputs(layout, batch=4, heads=2, dim=256)
+    q, k, v = attention_inputs(layout, batch=4, heads=2, dim=dim)
     check((q, k, v + far), layout, 1)
 
 
