@@ -10,12 +10,13 @@
 
 namespace tiledattn::TILEDATTN_ISA {
 
-/// Asks for a row that will be read a few rows later: rows lie far apart, and the processor doesn't guess the next.
-template <class Products>
+/// Asks for a row that will be read later: rows lie far apart, and the processor doesn't guess the next. For the
+/// first-level cache, or with `kLocality` 2 the second-level one.
+template <class Products, int kLocality = 3>
 inline void fetch_ahead(const void* data, int64_t at, int64_t dim) {
   constexpr int64_t bytes = Products::type == AttentionType::float32 ? 4 : 2;
   const char* row = static_cast<const char*>(data) + at * bytes;
-  for (int64_t byte = 0; byte < dim * bytes; byte += 64) __builtin_prefetch(row + byte);
+  for (int64_t byte = 0; byte < dim * bytes; byte += 64) __builtin_prefetch(row + byte, 0, kLocality);
 }
 
 constexpr int64_t kAhead = 4;

@@ -1,19 +1,11 @@
-// What is packed next, brought into the second-level cache while products are made: rows lie far apart, so that the
-// processor doesn't guess them, and packing would wait for each.
+// What is packed next, brought into the second-level cache while products are made: else packing would wait for
+// each row.
 #pragma once
 
-#include "cpu/attention_elements.h"
+#include "cpu/attention_pack.h"
 #include "cpu/attention_rows.h"
 
 namespace tiledattn::TILEDATTN_ISA {
-
-/// Asks for a row that will be read much later.
-template <class Products>
-inline void fetch_for_later(const void* data, int64_t at, int64_t dim) {
-  constexpr int64_t bytes = Products::type == AttentionType::float32 ? 4 : 2;
-  const char* row = static_cast<const char*>(data) + at * bytes;
-  for (int64_t byte = 0; byte < dim * bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-}
 
 /// What follows a chunk of an item's keys: the rows of q block by block, and the next chunk's keys and values, a few at
 /// a time; during the last chunk those of the item that is likely to be next, if any. Products in matrix registers gain
@@ -40,7 +32,7 @@ class Upcoming {
     const int64_t begin = same ? first + Products::rows : 0, rows = smaller(Products::rows, item.rows - begin);
     int64_t offsets[kRows];
     row_offsets(call_, item, call_.q.stride, begin, rows, offsets);
-    for (int64_t i = 0; i < rows; ++i) fetch_for_later<Products>(call_.q.data, offsets[i], call_.head_dim);
+    for (int64_t i = 0; i < rows; ++i) fetch_ahead<Products, 2>(call_.q.data, offsets[i], call_.head_dim);
   }
 
   /// Some of the keys and values, after each block of keys that a block of rows has met.
@@ -50,8 +42,8 @@ class Upcoming {
     float bias[kBlockKeys];
     const int64_t count = columns_.next(smaller(step_, left_), keys, values, bias);
     for (int64_t i = 0; i < count; ++i) {
-      fetch_for_later<Products>(call_.k.data, keys[i], call_.head_dim);
-      fetch_for_later<Products>(call_.v.data, values[i], call_.head_dim);
+      fetch_ahead<Products, 2>(call_.k.data, keys[i], call_.head_dim);
+      fetch_ahead<Products, 2>(call_.v.data, values[i], call_.head_dim);
     }
     left_ = count > 0 ? left_ - count : 0;
   }
