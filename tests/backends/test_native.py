@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tiledattn.geometry.cover import axis_cover
 ROOT = pathlib.Path(__file__).parents[2]
 OPS = torch.ops.tiledattn
 HALVES = [torch.float16, torch.bfloat16]
+PAD = ((2, 1), (1, 3))  # of axes of two dimensions
 
 needs_library = pytest.mark.skipif(native.probe() is not None, reason=str(native.probe()))
 
@@ -89,6 +91,24 @@ def test_every_instruction_set_is_right(instruction_set, dtype, layout, data):
     assert_within_budget(found, exact.to(dtype), exact)
 
 
+@cache
+def parts(dtype, size, tile, overlap, step):
+    """Tiles and a canvas of elements `step` apart, and by the reference: blended, plain, cut, padded."""
+    layout = ta.TileLayout(size, tile, overlap)
+    tiles = random(layout.num_tiles, 1, 2, *tile[:-1], tile[-1] * step, dtype=dtype)[..., ::step]
+    canvas = random(1, 2, *size[:-1], size[-1] * step, dtype=dtype)[..., ::step]
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = window_tables(layout, "hann", tiles.device, sums)
+    exact = reference.blend_tiles(tiles.double(), layout=layout, weights=tuple(w.double() for w in weights))
+    plain = torch.zeros(1, 2, *size, dtype=dtype)
+    for t, (y, x) in enumerate(layout.origins):
+        rows, columns = weights[0][t // layout.grid[1]].to(dtype), weights[1][t % layout.grid[1]].to(dtype)
+        plain[:, :, y : y + tile[0], x : x + tile[1]] += tiles[t] * rows[:, None] * columns
+    cut = reference.extract_tiles(canvas, layout=layout)
+    padded = reference.pad_tiles(tiles, layout=layout, pad=PAD)
+    return layout, tiles, canvas, weights, exact, plain, cut, padded
+
+
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
@@ -100,21 +120,10 @@ def test_every_instruction_set_is_right(instruction_set, dtype, layout, data):
     ],
 )
 def test_parts_of_rectangles_fit_together(instruction_set, dtype, size, tile, overlap, step):
-    layout = ta.TileLayout(size, tile, overlap)
-    tiles = random(layout.num_tiles, 1, 2, *tile[:-1], tile[-1] * step, dtype=dtype)[..., ::step]
-    canvas = random(1, 2, *size[:-1], size[-1] * step, dtype=dtype)[..., ::step]
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    weights = window_tables(layout, "hann", tiles.device, sums)
-    exact = reference.blend_tiles(tiles.double(), layout=layout, weights=tuple(w.double() for w in weights))
-    plain = torch.zeros(1, 2, *size, dtype=dtype)
-    for t, (y, x) in enumerate(layout.origins):
-        rows, columns = weights[0][t // layout.grid[1]].to(dtype), weights[1][t % layout.grid[1]].to(dtype)
-        plain[:, :, y : y + tile[0], x : x + tile[1]] += tiles[t] * rows[:, None] * columns
+    layout, tiles, canvas, weights, exact, plain, cut, padded = parts(dtype, size, tile, overlap, step)
     assert_within_budget(native.blend_tiles(tiles, layout=layout, weights=weights), plain, exact)
-    assert torch.equal(native.extract_tiles(canvas, layout=layout), reference.extract_tiles(canvas, layout=layout))
-    pad = ((2, 1), (1, 3))
-    padded = reference.pad_tiles(tiles, layout=layout, pad=pad)
-    assert torch.equal(native.pad_tiles(tiles, layout=layout, pad=pad), padded)
+    assert torch.equal(native.extract_tiles(canvas, layout=layout), cut)
+    assert torch.equal(native.pad_tiles(tiles, layout=layout, pad=PAD), padded)
 
 
 @needs_library
@@ -198,15 +207,21 @@ def test_lines_are_written_whole_only_where_they_begin(instruction_set, dtype, s
     assert torch.equal(out, native.blend_tiles(tiles, layout=layout, weights=weights))
 
 
-@needs_library
-@pytest.mark.parametrize("dtype", native.DTYPES)
-def test_rows_of_tiles_are_added_in_any_number(instruction_set, dtype):
-    """Up to nine lie over one another here: they are added two at a time, one may be left."""
+@cache
+def many_rows(dtype):
+    """Tiles of which up to nine lie over one another: they are added two at a time, one may be left."""
     layout = ta.TileLayout((5, 12, 150), (3, 7, 90), (2, 5, 33), (False, True, False))
     tiles = random(layout.num_tiles, 1, 1, *layout.tile, dtype=dtype)
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     weights = window_tables(layout, "gaussian", tiles.device, sums)
     exact = reference.blend_tiles(tiles.double(), layout=layout, weights=tuple(w.double() for w in weights))
+    return layout, tiles, weights, exact
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_rows_of_tiles_are_added_in_any_number(instruction_set, dtype):
+    layout, tiles, weights, exact = many_rows(dtype)
     assert_within_budget(native.blend_tiles(tiles, layout=layout, weights=weights), exact.to(dtype), exact)
 
 

@@ -62,35 +62,43 @@ def test_rows_of_a_whole_axis_are_one_run():
     assert token_runs(plan).runs.tolist() == [[16, 8], [-8, 8], [16, 8], [-8, 8]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES])
-@pytest.mark.parametrize("dim", [40, 64, 72, 128, 200])
-def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
-    # 16 x 48 = 768 queries of 2 heads on one key head; 1536 + 19 keys and more than a chunk of them
+def judged(call, arguments):
+    """A call, its keyword arguments, and the output and lse of plain PyTorch and of the float64 reference."""
+    plain = plain_attention(*call, **arguments), plain_lse(*call[:2], *call[3:], **arguments)
+    return call, arguments, plain, oracle(*call, **arguments)
+
+
+def check_judged(call, arguments, plain, exact):
+    found = ta.cross_tile_attention(*call, return_lse=True, backend="cpu", **arguments)
+    for triple in zip(found, plain, exact, strict=True):
+        assert_within_budget(*triple)
+
+
+@cache
+def chunks_and_panels(dtype, dim):
+    """16 x 48 = 768 queries of 2 heads on one key head; 1536 + 19 keys and more than a chunk of them."""
     layout = ta.TileLayout((48, 48), (16, 48))
     q, k, v = attention_inputs(layout, prefix=19, heads=2, kv_heads=1, dim=dim, dtype=dtype, form="strided")
     mask = torch.rand(3, 1, 19, generator=torch.Generator().manual_seed(0)) < 0.5
-    arguments = {"num_prefix_tokens": 19, "prefix_mask": mask, "halo_weight": 0.3}
-    exact, exact_lse = oracle(q, k, v, layout, "all", **arguments)
-    out, lse = ta.cross_tile_attention(q, k, v, layout, "all", return_lse=True, backend="cpu", **arguments)
-    assert_within_budget(out, plain_attention(q, k, v, layout, "all", **arguments), exact)
-    assert_within_budget(lse, plain_lse(q, k, layout, "all", **arguments), exact_lse)
+    return judged((q, k, v, layout, "all"), {"num_prefix_tokens": 19, "prefix_mask": mask, "halo_weight": 0.3})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES])
+@pytest.mark.parametrize("dim", [40, 64, 72, 128, 200])
+def test_every_instruction_set_over_several_chunks_and_panels(instruction_set, dtype, dim):
+    check_judged(*chunks_and_panels(dtype, dim))
 
 
 @cache
 def few_rows(dtype):
     """16 tiles of 40 queries, one or several blocks of them, whose sums must be kept apart from chunk to chunk."""
     layout = ta.TileLayout(16 * 40, 40)
-    tensors = attention_inputs(layout, heads=1, dim=256, dtype=dtype)
-    plain = plain_attention(*tensors, layout, "all"), plain_lse(*tensors[:2], layout, "all")
-    return layout, tensors, plain, oracle(*tensors, layout, "all")
+    return judged((*attention_inputs(layout, heads=1, dim=256, dtype=dtype), layout, "all"), {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_rows_over_several_chunks(instruction_set, dtype):
-    layout, tensors, plain, exact = few_rows(dtype)
-    found = ta.cross_tile_attention(*tensors, layout, "all", return_lse=True, backend="cpu")
-    for triple in zip(found, plain, exact, strict=True):
-        assert_within_budget(*triple)
+    check_judged(*few_rows(dtype))
 
 
 @pytest.mark.parametrize("keys", [1, 31, 33, 127, 129, 160, 257])
@@ -137,21 +145,22 @@ def check_logits(layout, size, dtype, halo):
     assert_within_budget(lse, plain_lse(q, k, layout, halo), exact_lse)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [0.2, -0.2, 0.0])
-@pytest.mark.parametrize("rise", [0.5, 5.0, 40.0, 4000.0])
-def test_logits_that_rise_from_key_to_key(instruction_set, dtype, scale, rise):
+@cache
+def rising_logits(dtype, scale, rise):
     """The largest logit so far moves little or much from one block of keys to the next, upwards or downwards."""
     layout = ta.TileLayout(1024, 512)
     q, k, v = attention_inputs(layout, heads=2, dim=32, dtype=dtype)
     q[..., 0] = 1.0
     q[:, :, ::3, :, 0] = -1.0
     k[..., 0] += torch.linspace(0, rise, 512, dtype=torch.float32).to(dtype)[:, None]
-    arguments = {"scale": scale, "halo_weight": 0.5}
-    exact, exact_lse = oracle(q, k, v, layout, "all", **arguments)
-    out, lse = ta.cross_tile_attention(q, k, v, layout, "all", return_lse=True, backend="cpu", **arguments)
-    assert_within_budget(out, plain_attention(q, k, v, layout, "all", **arguments), exact)
-    assert_within_budget(lse, plain_lse(q, k, layout, "all", **arguments), exact_lse)
+    return judged((q, k, v, layout, "all"), {"scale": scale, "halo_weight": 0.5})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.2, -0.2, 0.0])
+@pytest.mark.parametrize("rise", [0.5, 5.0, 40.0, 4000.0])
+def test_logits_that_rise_from_key_to_key(instruction_set, dtype, scale, rise):
+    check_judged(*rising_logits(dtype, scale, rise))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 
 import pytest
 
@@ -81,11 +82,17 @@ def unknown_to_script(words: list[str]) -> str | None:
     exists = importlib.util.find_spec(place[1]) if place[0] == "-m" else (ROOT / place[0]).exists()
     if not exists:
         return f"there is no {place[-1]}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    call = [sys.executable, *place, "--help"]
-    told = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    told = help_of(*place)
     unknown = {word.split("=")[0] for word in rest if word.startswith("--")} - options_in(told.stdout)
     return f"unknown: {sorted(unknown)}, {told.stderr[-500:]}" if unknown or told.returncode else None
+
+
+@cache
+def help_of(*place: str) -> subprocess.CompletedProcess[str]:
+    """What a script or module (`-m`, name) says to `--help`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, *place, "--help"]
+    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.parametrize(("page", "words"), PYTHON, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in PYTHON])
