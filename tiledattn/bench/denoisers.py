@@ -137,7 +137,8 @@ def _sdxl_step(model: nn.Module, canvas: Tensor) -> Tensor:
 def _flux_step(model: nn.Module, canvas: Tensor) -> Tensor:
     """[B, 64, h, w], packed here as the pipeline packs it."""
     rows, columns = canvas.shape[2:]
-    places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).to(canvas)
+    places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
+    places = places.to(canvas.device, canvas.dtype)  # real also where the canvas is a fake tensor: it is read
     one = torch.ones(len(canvas)).to(canvas)
     (found,) = model(
         hidden_states=canvas.flatten(2).transpose(1, 2),
