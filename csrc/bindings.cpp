@@ -9,7 +9,7 @@ namespace tiledattn::bindings {
 namespace {
 
 // Raised with every change of a schema below; native_library.py refuses a library of another number.
-constexpr int64_t kInterface = 3;
+constexpr int64_t kInterface = 4;
 
 int64_t native_interface() { return kInterface; }
 
@@ -29,6 +29,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tiledattn, m) {
   m.def("extract_tiles_cpu(Tensor canvas, Tensor(a!) out, int[] layout) -> ()");
   m.def("blend_tiles_cpu(Tensor tiles, Tensor[] weights, Tensor(a!) out, int[] layout) -> ()");
   m.def("pad_tiles_cpu(Tensor tiles, Tensor(a!) out, int[] layout, int[] pad) -> ()");
+  m.def(
+      "group_norm_tiles_cpu(Tensor tiles, Tensor? weight, Tensor? bias, Tensor(a!) out, int[] layout, int num_groups, "
+      "float eps, bool neighbours) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tiledattn, CompositeExplicitAutograd, m) {

@@ -1,7 +1,8 @@
-// Reading layouts and images. A layout is the flat list of ints of TileLayout.as_ints().
+// Reading layouts, images and results. A layout is the flat list of ints of TileLayout.as_ints().
 #pragma once
 
 #include "bindings.h"
+#include "huge_pages.h"
 #include "tiledattn/tile_index.h"
 #include "tiles.h"
 
@@ -88,6 +89,26 @@ inline Image read_image(const char* name, const Tensor& tensor, int64_t lead, co
   for (int i = 0; i < layout.count; ++i) image.stride[layout.first() + i] = stride(lead + i);
   if (tensor.size(tensor.dim() - 1) == 1) image.stride[2] = 1;
   return image;
+}
+
+/// A tile batch of the layout.
+inline Image read_tiles(const Tensor& tiles, const Layout& layout) {
+  require_on_cpu("tiles", tiles);
+  const Image image = read_image("tiles", tiles, 3, layout);
+  const auto tile = [&](int i) { return layout.axes[i].tile; };
+  require_shape("tiles", tiles, layout.shape({layout.tiles(), image.batch, image.channels}, tile));
+  return image;
+}
+
+/// Where a result of the source's type goes.
+inline void* read_out(Tensor& out, const Tensor& source, const std::vector<int64_t>& shape) {
+  require_on_cpu("out", out);
+  require_type("out", out, source.scalar_type());
+  require_contiguous("out", out);
+  require_shape("out", out, shape);
+  void* data = out.mutable_data_ptr();
+  advise_huge_pages(data, out.numel() * size_of(element_type("out", out)));
+  return data;
 }
 
 }  // namespace tiledattn::bindings

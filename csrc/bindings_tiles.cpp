@@ -2,21 +2,10 @@
 
 #include "bindings.h"
 #include "bindings_layout.h"
-#include "huge_pages.h"
 #include "tiles.h"
 
 namespace tiledattn::bindings {
 namespace {
-
-void* read_out(Tensor& out, const Tensor& source, const std::vector<int64_t>& shape) {
-  require_on_cpu("out", out);
-  require_type("out", out, source.scalar_type());
-  require_contiguous("out", out);
-  require_shape("out", out, shape);
-  void* data = out.mutable_data_ptr();
-  advise_huge_pages(data, out.numel() * size_of(element_type("out", out)));
-  return data;
-}
 
 void extract_tiles_cpu(Tensor canvas, Tensor out, std::vector<int64_t> ints) {
   const Layout layout = read_layout(ints);
@@ -28,14 +17,6 @@ void extract_tiles_cpu(Tensor canvas, Tensor out, std::vector<int64_t> ints) {
   require_shape("canvas", canvas, layout.shape({image.batch, image.channels}, length));
   void* to = read_out(out, canvas, layout.shape({layout.tiles(), image.batch, image.channels}, tile));
   extract_tiles(layout.axes, type, image, to, torch_threads());
-}
-
-Image read_tiles(const Tensor& tiles, const Layout& layout) {
-  require_on_cpu("tiles", tiles);
-  const Image image = read_image("tiles", tiles, 3, layout);
-  const auto tile = [&](int i) { return layout.axes[i].tile; };
-  require_shape("tiles", tiles, layout.shape({layout.tiles(), image.batch, image.channels}, tile));
-  return image;
 }
 
 void pad_tiles_cpu(Tensor tiles, Tensor out, std::vector<int64_t> ints, std::vector<int64_t> pad) {

@@ -55,6 +55,19 @@ def check_tiles(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtype) -
     assert not tiles.numel() or relative_error(found, exact) <= 2 * torch.finfo(dtype).eps
 
 
+def check_norm(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtype) -> None:
+    """Of groups whose variance is about 1: that of few numbers is a matter of luck."""
+    groups, depth = rng.randint(1, 2), rng.randint(1, 3)
+    tiles = random_tensor(rng, (layout.num_tiles, rng.randint(1, 2), groups * depth, *layout.tile), dtype)
+    weight, bias = (torch.randn(groups * depth).to(dtype) if rng.random() < 0.5 else None for _ in range(2))
+    arguments = {"layout": layout, "num_groups": groups, "eps": 1.0, "scope": rng.choice(("neighbours", "canvas"))}
+    found = native.group_norm_tiles(tiles, weight=weight, bias=bias, **arguments)
+    assert torch.equal(native.group_norm_tiles(tiles.contiguous(), weight=weight, bias=bias, **arguments), found)
+    weight, bias = (None if x is None else x.double() for x in (weight, bias))
+    exact = reference.group_norm_tiles(tiles.double(), weight=weight, bias=bias, **arguments)
+    assert relative_error(found, exact) <= 4 * torch.finfo(dtype).eps
+
+
 def check_attention(rng: random.Random, layout: ta.TileLayout, dtype: torch.dtype) -> None:
     kv_heads, prefix, dim = rng.randint(1, 2), rng.choice((0, 0, 1, 5)), rng.choice((1, 3, 8, 16, 40, 64, 80, 256))
     shape = (layout.num_tiles, rng.randint(1, 2), prefix + layout.tile_positions)
@@ -97,6 +110,8 @@ def check(seed: int) -> None:
     chosen = native.instruction_set(rng.choice(instruction_sets()))
     print(f"seed {seed}: {layout} {dtype} {chosen}", flush=True)
     check_tiles(rng, layout, dtype)
+    if layout.num_tiles * layout.tile_positions <= 500:  # the reference is slow
+        check_norm(rng, layout, dtype)
     if dtype != torch.float64 and layout.num_tiles * layout.tile_positions <= 1500:
         check_attention(rng, layout, dtype)
 

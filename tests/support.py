@@ -234,6 +234,44 @@ def plain_lse(
     return lse
 
 
+def plain_group_norm(
+    tiles: Tensor,
+    layout: ta.TileLayout,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scope: str,
+) -> Tensor:
+    """Weighted sums, then one multiply-add with scale and shift per channel, as PyTorch's own group norm does it."""
+    axes, indices = reference._tiles(layout)
+    x = tiles if tiles.dtype == torch.float64 else tiles.float()
+    x = x.reshape(*x.shape[:2], num_groups, -1, layout.tile_positions)
+    places = all_positions(layout.tile)
+    owned = torch.tensor(
+        [
+            [
+                all(a.deepest((a.origins[i] + p) % a.length) == i for a, i, p in zip(axes, t, r, strict=True))
+                for r in places
+            ]
+            for t in indices
+        ]
+    )
+    out = []
+    scale = torch.ones(tiles.shape[2]) if weight is None else weight
+    shift = torch.zeros(tiles.shape[2]) if bias is None else bias
+    scale, shift = (c.to(x.dtype).view(num_groups, -1, 1) for c in (scale, shift))
+    for t, index in enumerate(indices):
+        near = torch.tensor([reference._nearness(axes, index, other, scope) for other in indices], dtype=x.dtype)
+        share = near[:, None] * (torch.ones_like(owned) if scope == "tile" else owned)
+        share = (share / (share.sum() * x.shape[3]))[:, None, None, None, :]
+        mean = (x * share).sum((0, 3, 4))[..., None, None]
+        var = ((x - mean).square() * share).sum((0, 3, 4))[..., None, None]
+        factor = scale * torch.rsqrt(var + eps)
+        out.append(x[t] * factor + (shift - mean * factor))
+    return torch.stack(out).view(tiles.shape).to(tiles.dtype)
+
+
 def all_positions(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Every position of a box, row-major."""
     return list(itertools.product(*(range(n) for n in shape)))

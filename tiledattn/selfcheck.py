@@ -105,6 +105,8 @@ def _cases(op: str, dtype: torch.dtype, head_dim: int) -> list[Case]:
             _gradient_case(dtype, head_dim, masked=False, lse=False),
             _gradient_case(dtype, head_dim, masked=True, lse=True),
         ]
+    if op == "group_norm_tiles":
+        return [_norm_case(dtype, "canvas"), _norm_case(dtype, "neighbours")]
     return [_tiling_case(op, dtype)]
 
 
@@ -155,6 +157,20 @@ def _gradient_case(dtype: torch.dtype, head_dim: int, masked: bool, lse: bool) -
         out, sums = backend.cross_tile_attention(*tensors, **options)
         grads = grad_out.to(device, precision), None if grad_lse is None else grad_lse.to(device, sums.dtype)
         return _flat(*backend.cross_tile_attention_backward(*grads, *tensors, out, sums, **options))
+
+    return run
+
+
+def _norm_case(dtype: torch.dtype, scope: str) -> Case:
+    tiles = _random(dtype, _LAYOUT.num_tiles, 2, 6, *_LAYOUT.tile)
+    parameters = _random(dtype, 2, 6)
+
+    def run(backend: ModuleType, device: torch.device, precision: torch.dtype) -> Tensor:
+        x, (weight, bias) = tiles.to(device, precision), parameters.to(device, precision)
+        result: Tensor = backend.group_norm_tiles(
+            x, layout=_LAYOUT, num_groups=3, weight=weight, bias=bias, eps=1e-5, scope=scope
+        )
+        return result
 
     return run
 

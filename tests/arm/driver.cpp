@@ -1,5 +1,5 @@
-// Attention, copies and blending of the library, without torch, against sums written out in double precision.
-// `driver` exits 0 when all agree; `driver fault` plants an error in every result and must exit 1.
+// Attention, copies, blending and group norms of the library, without torch, against sums written out in double
+// precision. `driver` exits 0 when all agree; `driver fault` plants an error in every result and must exit 1.
 
 #include <array>
 #include <cmath>
@@ -11,6 +11,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/attention_backward.h"
+#include "norm.h"
 #include "tiles.h"
 
 using namespace tiledattn;
@@ -357,11 +358,44 @@ void check_blending() {
   }
 }
 
+/// Over the canvas, each position from the tile that owns it: large means, which must not cancel.
+template <typename T>
+void check_norm() {
+  auto tiles = random_numbers<T>(tiles_of(kAxes) * kChannels * kAxes[1].tile * kAxes[2].tile);
+  for (auto& x : tiles) x = T::store(T::load(x) + 8.0);
+  const auto weight = random_numbers<T>(kChannels), bias = random_numbers<T>(kChannels);
+  const auto rows = axis_owners(kAxes[1]), columns = axis_owners(kAxes[2]);
+  const size_t width = axis_origins(kAxes[2]).size();
+  std::vector<double> mean(kChannels), variance(kChannels), exact;
+  const double count = static_cast<double>(kAxes[1].length * kAxes[2].length), eps = 1e-5;
+  const auto over_owned = [&](const auto& function) {
+    size_t next = 0;
+    for_each_position(kAxes, 0, [&](size_t tile, int64_t c, int64_t, int64_t, int64_t y, int64_t x) {
+      const double number = T::load(tiles[next++]);
+      const int64_t owner = rows[y] * static_cast<int64_t>(width) + columns[modulo(x, kAxes[2].length)];
+      if (owner == static_cast<int64_t>(tile)) function(c, number);
+    });
+  };
+  over_owned([&](int64_t c, double x) { mean[c] += x / count; });
+  over_owned([&](int64_t c, double x) { variance[c] += (x - mean[c]) * (x - mean[c]) / count; });
+  for_each_position(kAxes, 0, [&](int64_t, int64_t c, int64_t, int64_t, int64_t, int64_t) {
+    const double x = (T::load(tiles[exact.size()]) - mean[c]) / std::sqrt(variance[c] + eps);
+    exact.push_back(x * T::load(weight[c]) + T::load(bias[c]));
+  });
+  const GroupNorm norm{kChannels, weight.data(), bias.data(), eps, NormScope::canvas};
+  for (const Parallel& parallel : {kWhole, kPieces}) {
+    auto out = nothing<T>(static_cast<int64_t>(exact.size()));
+    group_norm_tiles(kAxes, T::kElement, image_of<T>(kAxes, tiles, true), norm, out.data(), parallel);
+    check<T>("group norm", out, exact, 2.0);
+  }
+}
+
 template <typename T>
 void check_all() {
   for (const int64_t dim : {24, 64, 128}) check_attention<T>(dim);
   check_copies<T>();
   check_blending<T>();
+  check_norm<T>();
 }
 
 }  // namespace

@@ -3,81 +3,62 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import all_positions, assert_within_budget, layouts
+from support import BACKENDS, assert_within_budget, layouts, plain_group_norm
 
 import tiledattn as ta
-from tiledattn.backends import reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SCOPES = ["tile", "neighbours", "canvas"]
 
 
-def plain_group_norm(tiles, layout, num_groups, weight, bias, eps, scope):
-    """Weighted sums, then one multiply-add with scale and shift per channel, as PyTorch's own group norm does it."""
-    axes, indices = reference._tiles(layout)
-    x = tiles if tiles.dtype == torch.float64 else tiles.float()
-    x = x.reshape(*x.shape[:2], num_groups, -1, layout.tile_positions)
-    places = all_positions(layout.tile)
-    owned = torch.tensor(
-        [
-            [
-                all(a.deepest((a.origins[i] + p) % a.length) == i for a, i, p in zip(axes, t, r, strict=True))
-                for r in places
-            ]
-            for t in indices
-        ]
-    )
-    out = torch.empty_like(x)
-    scale = torch.ones(tiles.shape[2]) if weight is None else weight
-    shift = torch.zeros(tiles.shape[2]) if bias is None else bias
-    scale, shift = (c.to(x.dtype).view(num_groups, -1, 1) for c in (scale, shift))
-    for t, index in enumerate(indices):
-        near = torch.tensor([reference._nearness(axes, index, other, scope) for other in indices], dtype=x.dtype)
-        share = near[:, None] * (torch.ones_like(owned) if scope == "tile" else owned)
-        share = (share / (share.sum() * x.shape[3]))[:, None, None, None, :]
-        mean = (x * share).sum((0, 3, 4))[..., None, None]
-        var = ((x - mean).square() * share).sum((0, 3, 4))[..., None, None]
-        factor = scale * torch.rsqrt(var + eps)
-        out[t] = x[t] * factor + (shift - mean * factor)
-    return out.view(tiles.shape).to(tiles.dtype)
-
-
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
-@given(layouts(most_positions=8), st.sampled_from(SCOPES), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 99))
-def test_statistics_stay_within_the_budget(layout, scope, dtype, affine, seed):
+@given(
+    layout=layouts(most_positions=8),
+    scope=st.sampled_from(SCOPES),
+    dtype=st.sampled_from(DTYPES),
+    affine=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_statistics_stay_within_the_budget(backend, layout, scope, dtype, affine, seed):
     torch.manual_seed(seed)
     # several batch entries of groups of eight channels: the error of two or three numbers is a matter of luck
     tiles = (torch.randn(layout.num_tiles, 4, 24, *layout.tile) * 2 + 1).to(dtype)
     weight, bias = (torch.randn(24).to(dtype), torch.randn(24).to(dtype)) if affine else (None, None)
     upcast = [None if x is None else x.double() for x in (weight, bias)]
     exact = ta.group_norm_tiles(tiles.double(), layout, 3, *upcast, 1e-3, scope=scope, backend="reference")
-    found = ta.group_norm_tiles(tiles, layout, 3, weight, bias, 1e-3, scope=scope)
+    found = ta.group_norm_tiles(tiles, layout, 3, weight, bias, 1e-3, scope=scope, backend=backend)
     assert found.dtype == dtype
     assert_within_budget(found, plain_group_norm(tiles, layout, 3, weight, bias, 1e-3, scope), exact)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("overlap", [0, 1, 2])
-def test_canvas_scope_is_group_norm_of_the_canvas(wrap, overlap):
+def test_canvas_scope_is_group_norm_of_the_canvas(backend, wrap, overlap):
     layout = ta.TileLayout((8, 12), (4, 4), overlap, wrap)
     canvas = torch.randn(2, 6, 8, 12, dtype=torch.float64) + 5
     weight, bias = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     expected = ta.extract_tiles(F.group_norm(canvas, 2, weight, bias), layout)
-    found = ta.group_norm_tiles(ta.extract_tiles(canvas, layout), layout, 2, weight, bias, scope="canvas")
+    tiles = ta.extract_tiles(canvas, layout)
+    found = ta.group_norm_tiles(tiles, layout, 2, weight, bias, scope="canvas", backend=backend)
     torch.testing.assert_close(found, expected)
 
 
-def test_tile_scope_is_group_norm_of_each_tile():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tile_scope_is_group_norm_of_each_tile(backend):
     layout = ta.TileLayout((8, 8), 4, 2)
     tiles = torch.randn(9, 2, 6, 4, 4)
     expected = F.group_norm(tiles.flatten(0, 1), 3).view(tiles.shape)
-    assert torch.equal(ta.group_norm_tiles(tiles, layout, 3, scope="tile"), expected)
+    assert torch.equal(ta.group_norm_tiles(tiles, layout, 3, scope="tile", backend=backend), expected)
 
 
-def test_neighbours_lie_between_tile_and_canvas():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_neighbours_lie_between_tile_and_canvas(backend):
     layout = ta.TileLayout(24, 4)
     tiles = torch.randn(6, 1, 2, 4) + torch.arange(6.0)[:, None, None, None]  # a tone step from tile to tile
-    spread = {s: float(ta.group_norm_tiles(tiles, layout, 1, scope=s).mean((1, 2, 3)).std()) for s in SCOPES}
+    normed = {s: ta.group_norm_tiles(tiles, layout, 1, scope=s, backend=backend) for s in SCOPES}
+    spread = {s: float(x.mean((1, 2, 3)).std()) for s, x in normed.items()}
     assert spread["tile"] < spread["neighbours"] < spread["canvas"]
 
 
@@ -100,14 +81,37 @@ def test_bad_arguments_are_named(change, error, message):
         ta.group_norm_tiles(**{**good, **change})
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scope", ["neighbours", "canvas"])
 @pytest.mark.parametrize("overlap", [0, 2])
-def test_a_cpu_without_gradients_computes_what_training_does(scope, overlap):
+def test_a_cpu_without_gradients_computes_what_training_does(backend, scope, overlap):
     """Large means, which sums of squares would lose."""
     layout = ta.TileLayout((8, 10), (4, 6), overlap, (False, True))
     tiles = torch.randn(layout.num_tiles, 2, 6, *layout.tile, dtype=torch.float64) + 1e4
     weight, bias = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     with torch.no_grad():
-        quick = ta.group_norm_tiles(tiles, layout, 3, weight, bias, scope=scope)
-    learning = ta.group_norm_tiles(tiles.requires_grad_(), layout, 3, weight, bias, scope=scope)
+        quick = ta.group_norm_tiles(tiles, layout, 3, weight, bias, scope=scope, backend=backend)
+    learning = ta.group_norm_tiles(tiles.requires_grad_(), layout, 3, weight, bias, scope=scope, backend=backend)
     torch.testing.assert_close(quick, learning.detach(), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_gradients_are_those_of_the_definition(backend, scope):
+    layout = ta.TileLayout((7, 10), (4, 6), (1, 2), (False, True))
+    leaves = [torch.randn(layout.num_tiles, 2, 6, *layout.tile), torch.randn(6), torch.randn(6)]
+    cotangent = torch.randn_like(leaves[0])
+
+    def gradients(dtype, normed):
+        x, weight, bias = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        return torch.autograd.grad(normed(x, weight, bias), (x, weight, bias), cotangent.to(dtype))
+
+    def by_backend(x, weight, bias):
+        return ta.group_norm_tiles(x, layout, 3, weight, bias, 1e-3, scope=scope, backend=backend)
+
+    def plain(x, weight, bias):
+        return plain_group_norm(x, layout, 3, weight, bias, 1e-3, scope)
+
+    ways = gradients(torch.float32, by_backend), gradients(torch.float32, plain), gradients(torch.float64, plain)
+    for found, usual, exact in zip(*ways, strict=True):
+        assert_within_budget(found, usual, exact)

@@ -24,7 +24,14 @@ PROVEN_ON = (
     "x86-64 CPU with AVX2, 2026-11-30",
     "x86-64 CPU with AMX, 2026-11-30",
 )
-OPS = ("cross_tile_attention", "cross_tile_attention_backward", "extract_tiles", "blend_tiles", "pad_tiles")
+OPS = (
+    "cross_tile_attention",
+    "cross_tile_attention_backward",
+    "extract_tiles",
+    "blend_tiles",
+    "pad_tiles",
+    "group_norm_tiles",
+)
 
 
 def probe() -> str | None:
@@ -76,4 +83,29 @@ def pad_tiles(tiles: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], 
     padded = (before + w + after for w, (before, after) in zip(layout.tile, pad, strict=True))
     out = tiles.new_empty((*tiles.shape[:3], *padded))
     torch.ops.tiledattn.pad_tiles_cpu.default(tiles, out, layout.as_ints(), [p for ends in pad for p in ends])
+    return out
+
+
+def group_norm_tiles(
+    tiles: Tensor,
+    *,
+    layout: TileLayout,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scope: str,
+) -> Tensor:
+    """Normalises [T, B, C, *tile] (any strides) into contiguous memory: tiles are read twice and written once.
+
+    Sums are float32 (float64 for float64) over a few thousand numbers, about their mean, and double beyond. Scope
+    "tile" is PyTorch's own group norm.
+    """
+    if scope == "tile" or tiles.numel() == 0:
+        batch = tiles.contiguous().flatten(0, 1)
+        return torch.group_norm(batch, num_groups, weight, bias, eps).view(tiles.shape)
+    out = torch.empty_like(tiles, memory_format=torch.contiguous_format)
+    weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
+    ints, neighbours = layout.as_ints(), scope == "neighbours"
+    torch.ops.tiledattn.group_norm_tiles_cpu.default(tiles, weight, bias, out, ints, num_groups, eps, neighbours)
     return out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 3  # of the operators' schemas; the library says which one it was built with
+INTERFACE = 4  # of the operators' schemas; the library says which one it was built with
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
