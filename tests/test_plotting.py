@@ -157,3 +157,9 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'tiledattn\[cli\]'"):
         TileLayout(64, 32).plot(tmp_path / "layout.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_more_tiles_than_a_drawing_holds(tmp_path):
+    with pytest.raises(ValueError, match="layout: 1,048,576 tiles; at most 65,536 can be drawn"):
+        TileLayout((8192, 8192), 8).plot(tmp_path / "layout.png")
+    assert not list(tmp_path.iterdir())

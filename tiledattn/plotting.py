@@ -15,9 +15,11 @@ import numpy as np
 from .files import whole_file
 from .geometry import TileLayout, attention_plan, normalize_halo
 from .geometry.layout import Ints
+from .geometry.numbers import is_whole
 from .geometry.plan import Halo, Rectangle
 
 INK, GREY, PAPER, SHARED = "#20262e", "#8b95a5", "#f5f6f8", "#3b5bdb"
+MAX_DRAWN = 1 << 16  # tiles; that many take seconds
 OWNER_COLOURS = ("#e8590c", "#0ca678", "#f59f00", "#7048e8", "#1c7ed6", "#d6336c", "#66a80f", "#0b7285")
 MAX_LABELS, MAX_OWNERS = 600, 8
 # Inches: the least width of the text above and below a drawing, and the height of one line of it.
@@ -39,7 +41,8 @@ def plot_layout(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: a tile that the layout lacks, a bad halo, or an ending that matplotlib can't write.
+        ValueError: more than `MAX_DRAWN` tiles, one that the layout lacks, a bad halo, or an ending that matplotlib
+            can't write.
     """
     flat, reach, chosen = _in_two_axes(layout, halo, tile)
     figure_class = _figure_class()
@@ -110,8 +113,10 @@ def _in_two_axes(
     """Layout, halo and highlighted tile in the two axes that are drawn."""
     if not isinstance(layout, TileLayout):
         raise TypeError(f"layout: got {type(layout).__name__}; expected a TileLayout")
+    if layout.num_tiles > MAX_DRAWN:
+        raise ValueError(f"layout: {layout.num_tiles:,} tiles; at most {MAX_DRAWN:,} can be drawn; use larger tiles")
     reach = normalize_halo(layout, cast(Halo, halo))
-    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or not 0 <= tile < layout.num_tiles):
+    if tile is not None and not (is_whole(tile) and 0 <= tile < layout.num_tiles):
         raise ValueError(f"tile: got {tile!r}; the layout has tiles 0 to {layout.num_tiles - 1}")
     if len(layout.size) == 1:
         thickness = max(1, layout.tile[0] // 3)

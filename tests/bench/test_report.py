@@ -206,3 +206,15 @@ def test_committed_results_are_valid(path):
     data = report.validate(json.loads(path.read_text()))
     assert data["environment"]["date"] == path.stem
     assert not any("failed" in row for case in data["cases"] for row in case["rows"] if row["kind"] == "ours")
+
+
+def test_a_copy_in_the_caches_that_is_slower_has_a_note():
+    copy_of = {**RUN["limits"][0], "name": "copy", "unit": "GB/s"}
+
+    def said(*rates):
+        limits = [{**copy_of, "rate": rate} for rate in rates]
+        return "the cores were not this run's alone" in report.tables(broken(lambda r: r.update(limits=limits)))
+
+    assert said(20.0, 1.05)
+    assert not said(20.0, 90.0)
+    assert not said(20.0)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tiledattn.cli import demo as demo_module
 from tiledattn.cli import generate as generate_module
-from tiledattn.cli import painting, pipelines
+from tiledattn.cli import outputs, painting, pipelines
 from tiledattn.cli.command import MAX_SEED
 from tiledattn.cli.methods import DIT_METHODS, Method, Painted
 from tiledattn.cli.methods import UNET_METHODS as METHODS
@@ -72,7 +72,13 @@ def test_a_blend_that_can_not_be_had_is_refused(generate, capsys):
     assert generate("--blend", "attention", "--no-conv-halo") == 2
     assert "blend" in capsys.readouterr().err
     assert generate("--blend", "hann") == 2
-    assert "attention" in capsys.readouterr().err
+    assert "--blend: got 'hann'; known are auto, prediction, attention" in capsys.readouterr().err
+
+
+def test_a_film_of_a_model_that_paints_pictures_needs_no_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outputs, "_can_write_mp4", lambda: False)
+    assert main(["generate", "--prompt", "a brick wall", "--out", str(tmp_path / "wall.mp4")]) == 2
+    assert "a video, and StableDiffusionPipeline paints pictures" in capsys.readouterr().err
 
 
 def test_the_default_size_is_native_whatever_the_tile(generate, tmp_path, capsys):

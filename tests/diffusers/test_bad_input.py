@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -264,3 +265,19 @@ def test_without_diffusers_the_extra_is_named() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError" in result.stderr
     assert "pip install 'tiledattn[diffusers]'" in result.stderr
+
+
+def test_what_watches_tiles_is_a_function() -> None:
+    model = make_unet("sd")
+    x, t, kwargs = unet_inputs("sd", 16, 32, batch=1)
+    with td.enable_tiling(model, **LATENT) as tiling:
+        tiling.on_tiles = 3  # type: ignore[assignment]
+        with pytest.raises(TypeError, match="on_tiles: got 3; expected None, or a function"):
+            model(x, t, **kwargs)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    model = make_unet("sd")
+    sizes: dict[str, Any] = {"tile": np.int64(16), "overlap": (np.int64(0), 8), "halo": np.int32(4)}
+    with td.enable_tiling(model, **sizes, unit="latent") as tiling:
+        assert (tiling.options.tile, tiling.options.overlap, tiling.options.halo) == ((16, 16), (0, 8), (4, 4))

@@ -267,6 +267,14 @@ def test_a_bare_model_has_no_text_encoder() -> None:
         td.enable_tiling(make_unet("sd"), tile=16, unit="latent", regions=[region()])
 
 
+def test_a_pipeline_without_its_text_encoder(sd: Any) -> None:
+    embeds, negative = sd.encode_prompt("a hill", "cpu", 1, True)
+    with td.enable_tiling(sd, **APART, regions=[region()]):
+        sd.text_encoder = sd.tokenizer = None
+        with pytest.raises(ValueError, match=r"regions: .* text_encoder and tokenizer are None; keep"):
+            paint(sd, prompt=None, prompt_embeds=embeds, negative_prompt_embeds=negative)
+
+
 def test_another_pipeline_on_the_same_denoiser_is_refused(sd: Any) -> None:
     """Its prompt isn't the one that was encoded."""
     other = quiet(StableDiffusionPipeline(**sd.components, requires_safety_checker=False))

@@ -70,6 +70,8 @@ def test_a_handle_tells_what_it_does(unet: Any) -> None:
     )
     handle.disable()
     assert repr(handle).startswith("Tiling(disabled")
+    with pytest.raises(RuntimeError, match="disabled or replaced; call enable_tiling again"), handle:
+        pass
 
 
 def test_disabling_twice_and_without_a_tiling(sd: Any) -> None:

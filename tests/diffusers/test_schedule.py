@@ -67,6 +67,16 @@ def test_counting_a_second_run_that_starts_elsewhere() -> None:
     assert [steps.position(t)[0] for t in (9, 5, 8, 4)] == [0, 1, 0, 1]
 
 
+def test_a_run_of_more_steps_than_it_should_have_is_refused() -> None:
+    steps = CountedSteps(3)
+    for _ in range(2):
+        assert [steps.position(t)[0] for t in (9, 7, 5)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="num_steps: got 3, but the run goes on at timestep 3 after 9, 7, 5"):
+            steps.position(3)
+    one = CountedSteps(1)
+    assert [one.position(t) for t in (9, 5, 1, 9)] == [(0, 1)] * 4
+
+
 def test_threads_count_apart() -> None:
     steps, places = CountedSteps(3), []
     assert [steps.position(t)[0] for t in (9, 7)] == [0, 1]

@@ -1,6 +1,7 @@
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given
 from support import layouts
@@ -93,3 +94,12 @@ def test_layouts_are_immutable():
     layout = ta.TileLayout(8, 4)
     with pytest.raises(AttributeError):
         layout.tile = (2,)
+
+
+def test_integers_of_numpy_are_integers():
+    layout = ta.TileLayout((np.int64(12), 8), np.int32(4), np.uint8(1))
+    assert layout == ta.TileLayout((12, 8), 4, 1)
+    assert {type(n) for n in (*layout.size, *layout.tile, *layout.overlap)} == {int}
+    assert layout.scaled(np.int64(1)) == layout
+    with pytest.raises(TypeError, match=r"tile: got np\.float64"):
+        ta.TileLayout((12, 8), np.float64(4))

@@ -214,3 +214,13 @@ def test_virtual_tokens_count_towards_31_bits():
 def test_bad_halos_are_named(halo, error, message):
     with pytest.raises(error, match=message):
         normalize_halo(ta.TileLayout((8, 8), 4), halo)
+
+
+def test_a_plan_takes_the_halos_that_operations_take():
+    layout = ta.TileLayout((8, 8), 4)
+    assert normalize_halo(layout, np.int64(2)) == normalize_halo(layout, (np.int32(2), 2)) == (2, 2)
+    assert attention_plan(layout, 2).halo == attention_plan(layout, (2, 2)).halo == (2, 2)
+    assert attention_plan(layout, "all").halo == (8, 8)
+    for halo, error in ((-4, ValueError), (2.5, TypeError), ("x", ValueError)):
+        with pytest.raises(error, match="halo: "):
+            attention_plan(layout, halo)

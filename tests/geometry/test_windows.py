@@ -35,3 +35,9 @@ def test_ramps_are_as_long_as_the_overlap():
 def test_unknown_window_is_named():
     with pytest.raises(ValueError, match=r"window: got 'hamming'; known are uniform, hann"):
         window_weights("hamming", 8, 2)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (-8, 2), (8, 8), (8, -1)])
+def test_a_tile_that_is_none_is_refused(tile, overlap):
+    with pytest.raises(ValueError, match=f"tile, overlap: got {tile} and {overlap}"):
+        window_weights("hann", tile, overlap)

@@ -153,8 +153,7 @@ def _run_to_fill(path: Path | None, about: dict[str, Any], command: str) -> Data
     """The run in a file, if there is one, else an empty one.
 
     Raises:
-        OSError: the file can't be written.
-        ValueError: the file holds no run, or one of another device.
+        ValueError: the file can't be written, holds no run, or one of another device.
     """
     empty = {
         "format": report.FORMAT,
@@ -165,7 +164,10 @@ def _run_to_fill(path: Path | None, about: dict[str, Any], command: str) -> Data
         "scaling": [],
     }
     if path is not None:
-        check_writable(path)
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise ValueError(f"--json: can't write {str(path)!r}: {error.strerror or error}") from error
     if path is None or not path.exists():
         return empty
     try:

@@ -19,13 +19,14 @@ import tiledattn as ta
 from tiledattn.geometry import attention_plan
 
 from .attention_cases import AttentionCase
+from .limits import CACHES
 from .tile_cases import TileCase
 from .timing import DEFAULT_CACHE_BYTES, last_level_cache
 from .ways import DTYPES, Call, Case, Verdict, Way
 
 GRIDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUICK_GRIDS = (1, 2, 3, 4, 6, 8)
-TILE_GRIDS = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+TILE_GRIDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
 QUICK_TILE_GRIDS = (1, 2, 4, 6, 8, 10)
 STEP_GRIDS = (2, 3, 4, 5, 6, 7, 8)
 QUICK_STEP_GRIDS = (2, 3, 4, 5)
@@ -159,10 +160,10 @@ def tiles_area(operation: str, device: torch.device, dtype: str, grids: tuple[in
 
     made = tuple(loads())
     cache = last_level_cache() or DEFAULT_CACHE_BYTES
-    beyond = [load.x for load in made if (load.work or 0) > 1.5 * cache]
+    beyond = [load.x for load in made if (load.work or 0) > CACHES * cache]
     note = (
-        "Blending and extraction are fitted from where inputs and outputs are one and a half times as large as the "
-        "caches: calls that stay in the caches take less time per byte. Results go into memory that is kept (`out=`)."
+        f"Blending and extraction are fitted from where inputs and outputs are {CACHES} times as large as the caches: "
+        "calls that find a part there take less time per byte. Results go into memory that is kept (`out=`)."
     )
     fit_from = beyond[0] if len(beyond) > 2 else made[-3:][0].x
     return Sweep(operation, "canvas area", "tiles", dtype, made, fit_from=fit_from, note=note, result_is_new=False)

@@ -81,7 +81,20 @@ def limits_table(data: Data) -> Table:
         ]
         for limit in data["limits"]
     ]
-    return Table("What torch reaches on this machine", ["limit", "dtype", "rate", "measured with"], rows, [])
+    head = ["limit", "dtype", "rate", "measured with"]
+    return Table("What torch reaches on this machine", head, rows, _strange_limits(data))
+
+
+def _strange_limits(data: Data) -> list[Note]:
+    rates = [limit["rate"] for limit in data["limits"] if limit["name"] == "copy"]
+    if len(rates) < 2 or rates[1] >= rates[0]:
+        return []
+    return [
+        Note(
+            "A copy inside the caches was slower than one of much more than they hold: the cores were not this run's "
+            "alone, and its figures are worth little."
+        )
+    ]
 
 
 def operations(data: Data) -> dict[str, list[Data]]:

@@ -27,7 +27,7 @@ MAX_SEED = 2**63 - 1
 # Arguments of the library that options carry the names of.
 OPTIONS = (
     *("size", "tile", "overlap", "halo", "wrap", "norm", "window", "halo_schedule", "backend", "highlight", "out"),
-    *("positions", "timestep_shift", "jitter", "region"),
+    *("positions", "timestep_shift", "jitter", "region", "blend"),
 )
 
 

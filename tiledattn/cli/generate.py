@@ -162,7 +162,7 @@ def generate(
     boxes = [read("--region", parse_region, text) for text in region or ()]
     further = [read("--arg", parse_argument, text) for text in arg or ()]
     canvas = None if size is None else read("--size", parse_size, size)
-    check_output(out, frames, fps)
+    check_output(out, frames, fps, pictures=model in (None, SHIPPED[0].name))
     words = [prompt, *(text for _, text in boxes)]
     check_words(words, negative_prompt, guidance)
     wanted = Wanted(prompt, negative_prompt, canvas, frames, fps, steps, seed, guidance, further, out)

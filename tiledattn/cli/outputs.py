@@ -20,8 +20,8 @@ GIF_FPS = 50  # viewers slow down what is faster
 FPS = 16
 
 
-def check_output(path: Path, frames: int | None, fps: int | None) -> None:
-    """Checks `--out` before anything is loaded.
+def check_output(path: Path, frames: int | None, fps: int | None, pictures: bool = False) -> None:
+    """Checks `--out` before anything is loaded; with `pictures` the model is known to paint no films (`check_kind`).
 
     Raises:
         UsageError: an ending that is none of a picture or video, more frames than the file holds, a path that can't be
@@ -43,7 +43,7 @@ def check_output(path: Path, frames: int | None, fps: int | None) -> None:
         raise UsageError(f"--fps: {path.name!r} holds one picture; leave it out, or end --out in .gif or .mp4")
     if fps is not None and fps > GIF_FPS and ending == ".gif":
         raise UsageError(f"--fps: got {fps}; a .gif shows {GIF_FPS} frames a second at most")
-    if ending == ".mp4" and not _can_write_mp4():
+    if ending == ".mp4" and not pictures and not _can_write_mp4():
         raise ImportError(
             "--out: .mp4 needs imageio-ffmpeg, which is not installed: pip install imageio imageio-ffmpeg; .gif, "
             ".webp and numbered pictures such as frame-%03d.png always work"

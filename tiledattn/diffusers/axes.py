@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
+
+from ..geometry.numbers import is_whole
 
 Extent = int | Sequence[int]
 
@@ -134,15 +137,15 @@ def _names(axes: tuple[AxisUnit, ...]) -> str:
 
 def _spread(name: str, value: object, axes: tuple[AxisUnit, ...], least: int) -> list[int | None]:
     """One value per axis; None on axes that `value` doesn't speak of."""
-    values = [value, value] if isinstance(value, int) else value
+    values = [value, value] if isinstance(value, Integral) else value
     unit = axes[-1].unit
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an int in {unit}s or {_names(axes)}")
     if len(values) not in (2, len(axes)):
         raise ValueError(f"{name}: got {len(values)} values {tuple(values)}; expected an int or {_names(axes)}")
     for axis, item in zip(axes[-len(values) :], values, strict=True):
-        if isinstance(item, bool) or not isinstance(item, int):
+        if not is_whole(item):
             raise TypeError(f"{name}: got {item!r} ({type(item).__name__}); expected a whole number of {axis.unit}s")
         if item < least:
             raise ValueError(f"{name}: got {item}; it must be at least {least}")
-    return [None] * (len(axes) - len(values)) + list(values)
+    return [None] * (len(axes) - len(values)) + [int(item) for item in values]

@@ -94,6 +94,17 @@ def remove_hook(model: nn.Module) -> None:
         del model.forward
 
 
+def named_arguments(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a forward by name."""
+    if len(args) > len(names):
+        raise TypeError(f"forward: got {len(args)} positional arguments; it takes {len(names)}")
+    call = dict(zip(names, args, strict=False))
+    twice = [name for name in call if name in kwargs]
+    if twice:
+        raise TypeError(f"forward: got several values for {twice}")
+    return {**call, **kwargs}
+
+
 def _hooked_forward(hook: InnermostHook, reference: Weak[nn.Module], *args: Any, **kwargs: Any) -> Any:
     model = reference()
     if model is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..geometry import WINDOWS, TileLayout
+from ..geometry.numbers import is_whole
 from .axes import AxisUnit, Extent, read_halo, read_overlap, read_tile, read_wrap
 from .refresh import Refresh, Refreshed, read_refresh
 from .regions import Region, read_regions
@@ -188,14 +189,14 @@ def make_options(
         conv_halo=conv_halo,
         norm=norm,
         halo_schedule=halo_schedule,
-        num_steps=num_steps,
+        num_steps=None if num_steps is None else int(num_steps),
         size_conditioning=size_conditioning,
         positions=positions,
         timestep_shift=timestep_shift,
         backend=backend,
         norm_backend=backend if dispatch.provides(backend, "group_norm_tiles") else "auto",
         regions=boxes,
-        jitter=jitter,
+        jitter=None if jitter is None else int(jitter),
         refresh=refreshed,
         axes=axes,
         pixels_per_axis=model.pixels,
@@ -254,7 +255,7 @@ def _check_schedule(schedule: object, num_steps: object, model: Model) -> None:
             "of (step, number of steps) that returns a weight in [0, 1]"
         )
     if num_steps is not None:
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int):
+        if not is_whole(num_steps):
             raise TypeError(f"num_steps: got {num_steps!r} ({type(num_steps).__name__}); expected an int")
         if num_steps < 1:
             raise ValueError(f"num_steps: got {num_steps}; it must be at least 1")
@@ -268,7 +269,7 @@ def _check_schedule(schedule: object, num_steps: object, model: Model) -> None:
 def _check_jitter(jitter: object) -> None:
     if jitter is None:
         return
-    if isinstance(jitter, bool) or not isinstance(jitter, int):
+    if not is_whole(jitter):
         raise TypeError(f"jitter: got {jitter!r} ({type(jitter).__name__}); expected None, or a seed, a whole number")
     if jitter < 0:
         raise ValueError(f"jitter: got {jitter}; a seed must be at least 0")

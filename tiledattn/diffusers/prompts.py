@@ -20,6 +20,7 @@ from .weak import Weak
 if TYPE_CHECKING:
     from .families import Family
 
+_ENCODERS = ("text_encoder", "tokenizer")
 # What a pipeline's own call says of its own prompts and not of encoding as such.
 _OWN = ("prompt", "embeds", "mask", "num_", "guidance", "image", "video")
 
@@ -94,7 +95,11 @@ class RegionPrompts:
         return outputs
 
     def _encode_regions(self, pipe: Any, given: dict[str, Any]) -> list[dict[str, Tensor]]:
-        """Conditioning of every region, each prompt encoded once, with the settings of the pipeline's own call."""
+        """Conditioning of every region, each prompt encoded once, with the settings of the pipeline's own call.
+
+        Raises:
+            ValueError: the pipeline has given up its text encoders.
+        """
         self._carried = {name: value for name, value in given.items() if not any(word in name for word in _OWN)}
         try:
             with torch.no_grad():
@@ -102,6 +107,14 @@ class RegionPrompts:
                     prompt: self._family.encode(pipe, prompt)
                     for prompt in dict.fromkeys(region.prompt for region in self.regions)
                 }
+        except (AttributeError, TypeError) as problem:
+            lacking = [name for name, part in pipe.components.items() if name.startswith(_ENCODERS) and part is None]
+            if not lacking:
+                raise
+            raise ValueError(
+                f"regions: their prompts can't be encoded, since the pipeline's {' and '.join(lacking)} "
+                f"{'is' if len(lacking) == 1 else 'are'} None; keep the text encoders, offloaded if need be"
+            ) from problem
         finally:
             self._carried = None
         return [encoded[region.prompt] for region in self.regions]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import TileLayout
+from ..geometry.numbers import is_whole
 from .view import Place
 
 Refreshed = Tensor | Sequence[int]
@@ -109,13 +110,13 @@ def read_refresh(refresh: Any) -> Refresh | None:
             f"refresh: got {got}; expected a mask [height, width] as a torch tensor, or a list of tile indices"
         )
     for index in refresh:
-        if isinstance(index, bool) or not isinstance(index, int):
+        if not is_whole(index):
             raise TypeError(f"refresh: got {index!r} ({type(index).__name__}); expected tile indices, whole numbers")
         if index < 0:
             raise ValueError(f"refresh: got tile {index}; indices begin at 0")
     if not refresh:
         raise ValueError("refresh: got no tiles; there is nothing to refresh")
-    return Refresh(None, tuple(refresh))
+    return Refresh(None, tuple(map(int, refresh)))
 
 
 def check_refreshed_pipeline(pipe: Any, model: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..geometry.numbers import is_real
 from .options import Schedule
 from .weak import Weak
 
@@ -25,7 +26,7 @@ def halo_weight(schedule: Schedule, step: int, steps: int) -> float:
         return 1.0 - (step / steps) ** 2
     assert callable(schedule)
     weight = schedule(step, steps)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    if not is_real(weight):
         raise TypeError(
             f"halo_schedule: returned {weight!r} ({type(weight).__name__}) for step {step} of {steps}; "
             "expected a number in [0, 1]"
@@ -82,8 +83,8 @@ class CountedSteps(threading.local):
     """Counts steps by changes of the timestep, in each thread, for models without a scheduler.
 
     A repeated timestep is the same step (two calls for guidance, the second orders of Heun and PNDM). A run starts over
-    when its first timestep comes again, when timesteps turn round, or after `num_steps` steps; a run that goes on
-    below the place where another was broken off can't be told from that one.
+    when its first timestep comes again, or when timesteps turn round; a run that goes on below the place where another
+    was broken off can't be told from that one.
 
     Args:
         num_steps: steps of a run, each with a timestep of its own; None where nobody asks for it.
@@ -94,13 +95,22 @@ class CountedSteps(threading.local):
         self._seen: list[float] = []
 
     def position(self, timestep: Any) -> tuple[int, int]:
-        """(step, number of steps) of a timestep."""
+        """(step, number of steps) of a timestep.
+
+        Raises:
+            ValueError: a run of several steps goes on after `num_steps` of them.
+        """
         value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         seen = self._seen
         if not seen or value != seen[-1]:
             turned = len(seen) > 1 and (value > seen[-1]) != (seen[-1] > seen[-2])
-            full = self._num_steps is not None and len(seen) >= self._num_steps
-            if turned or full or (seen and value == seen[0]):
+            over = turned or self._num_steps == 1 or (seen and value == seen[0])
+            if not over and self._num_steps is not None and len(seen) >= self._num_steps:
+                raise ValueError(
+                    f"num_steps: got {self._num_steps}, but the run goes on at timestep {value:g} after "
+                    f"{', '.join(f'{t:g}' for t in seen[-3:])}; pass the number of different timesteps in a run"
+                )
+            if over:
                 seen.clear()
             seen.append(value)
         steps = len(seen) if self._num_steps is None else self._num_steps

@@ -19,7 +19,7 @@ from .families import Family
 from .families.base import CallContext
 from .frame import CurrentFrame, Frame, split_tiles
 from .grouping import GroupedLayers
-from .hooking import InnermostHook, install_hook, installed_hook, remove_hook
+from .hooking import InnermostHook, install_hook, installed_hook, named_arguments, remove_hook
 from .jitter import jittered
 from .joining import RoundMode, covers_once, log_blending
 from .options import Options
@@ -141,6 +141,8 @@ class Tiling:
             companion.disable()
 
     def __enter__(self) -> Tiling:
+        if not self.enabled:
+            raise RuntimeError("this tiling was disabled or replaced; call enable_tiling again")
         return self
 
     def __exit__(
@@ -220,7 +222,7 @@ class Tiling:
         outer = self._current.frame
         try:
             with nullcontext() if outer is None else outer.pause():
-                return self._run_tiled(model, forward, _bind(self._parameters, args, kwargs))
+                return self._run_tiled(model, forward, named_arguments(self._parameters, args, kwargs))
         finally:
             self._current.frame = outer
 
@@ -236,6 +238,8 @@ class Tiling:
         if not torch.compiler.is_compiling():
             self._follow_vae()
         step, weight = 0, 1.0
+        if self.on_tiles is not None and not callable(self.on_tiles):
+            raise TypeError(f"on_tiles: got {self.on_tiles!r}; expected None, or a function of (tiles, layout, step)")
         if options.halo_schedule != "constant" or options.jitter is not None or self.on_tiles is not None:
             step, weight = self._step(family.timestep_of(call))
         view = self._view(options.layout_for(*canvas.shape[2:]), step)
@@ -391,14 +395,3 @@ def _vae_pixels(pipe: Any | None, position: int) -> int:
         if hasattr(pipe, name):
             return int(getattr(pipe, name))
     return position
-
-
-def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name."""
-    if len(args) > len(names):
-        raise TypeError(f"forward: got {len(args)} positional arguments; it takes {len(names)}")
-    call = dict(zip(names, args, strict=False))
-    twice = [name for name in call if name in kwargs]
-    if twice:
-        raise TypeError(f"forward: got several values for {twice}")
-    return {**call, **kwargs}

@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from .axis import Axis, axis_origins
+from .numbers import is_whole
 
 if TYPE_CHECKING:
     import os
@@ -56,7 +58,7 @@ class TileLayout:
     num_tiles: int = field(init=False, compare=False, repr=False)
 
     def __init__(self, size: Ints, tile: Ints, overlap: Ints = 0, wrap: Bools = False) -> None:
-        sizes = _int_tuple("size", size, 1 if isinstance(size, int) else None)
+        sizes = _int_tuple("size", size, 1 if isinstance(size, Integral) else None)
         if not 1 <= len(sizes) <= 3:
             raise ValueError(f"size: got {len(sizes)} axes {sizes}; a canvas has 1 (frames), 2 (height, width) or 3")
         n = len(sizes)
@@ -175,15 +177,15 @@ def _layout_from_ints(values: tuple[int, ...]) -> TileLayout:
 
 def _int_tuple(name: str, value: Ints, axes: int | None) -> tuple[int, ...]:
     """`value` as one int per axis; `axes` None takes the number of axes from the value itself."""
-    values = (value,) * (axes or 1) if isinstance(value, int) else value
+    values = (value,) * (axes or 1) if isinstance(value, Integral) else value
     if not isinstance(values, Sequence) or isinstance(values, (bytes, bytearray)):
         raise TypeError(f"{name}: got {value!r}; expected an int or a tuple of ints, one per axis")
     for axis, item in enumerate(values):
-        if isinstance(item, bool) or not isinstance(item, int):
+        if not is_whole(item):  # NumPy's integers are among these
             raise TypeError(f"{name}: axis {axis} is {item!r} ({type(item).__name__}); expected an int")
     if axes is not None and len(values) != axes:
         raise ValueError(f"{name}: got {len(values)} values {tuple(values)}; the canvas has {axes} axes")
-    return tuple(values)
+    return tuple(map(int, values))
 
 
 def _bool_tuple(name: str, value: Bools, axes: int) -> tuple[bool, ...]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from .axis import Segment, axis_origins, axis_reach
 from .layout import TileLayout
+from .numbers import is_whole
 
 Halo = int | Sequence[int] | Literal["all"]
 
@@ -59,17 +61,17 @@ def normalize_halo(layout: TileLayout, halo: Halo) -> tuple[int, ...]:
         if halo != "all":
             raise ValueError(f'halo: got {halo!r}; expected an int, one int per axis, or "all"')
         return layout.size
-    values = (halo,) * axes if isinstance(halo, int) else halo
+    values = (halo,) * axes if isinstance(halo, Integral) else halo
     if not isinstance(values, Sequence):
         raise TypeError(f'halo: got {halo!r} ({type(halo).__name__}); expected an int, one int per axis, or "all"')
     if len(values) != axes:
         raise ValueError(f"halo: got {len(values)} values {tuple(values)}; the canvas has {axes} axes")
     for axis, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_whole(value):
             raise TypeError(f"halo: axis {axis} is {value!r} ({type(value).__name__}); expected an int")
         if value < 0:
             raise ValueError(f"halo: axis {axis} is {value}; it must be at least 0")
-    return tuple(min(v, length) for v, length in zip(values, layout.size, strict=True))
+    return tuple(min(int(v), length) for v, length in zip(values, layout.size, strict=True))
 
 
 def _relative(index: int, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -312,12 +314,16 @@ def _local_tokens(box: Rectangle, tile: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=256)
-def attention_plan(layout: TileLayout, halo: tuple[int, ...], unwrapped: bool = False) -> AttentionPlan:
+def attention_plan(layout: TileLayout, halo: Halo, unwrapped: bool = False) -> AttentionPlan:
     """The plan of a layout (in tokens) and a halo per axis (see `normalize_halo`), cached by value.
 
     With `unwrapped`, tiles seen across a wrap are virtual ones (`UnwrappedPlan`); without such tiles it is the plain
     plan.
+
+    Raises:
+        TypeError, ValueError: a halo that `normalize_halo` refuses.
     """
+    halo = normalize_halo(layout, halo)
     if unwrapped and any(layout.wrap):
         plan = UnwrappedPlan(layout, halo)
         if plan.virtual:

@@ -28,8 +28,10 @@ def window_weights(kind: str, tile: int, overlap: int) -> NDArray[np.float64]:
     - "gaussian": exp(-(x - 1/2)^2 / (2 * 0.1^2)) + 1e-5 over the whole tile (Mixture of Diffusers, Jimenez 2023).
 
     Raises:
-        ValueError: an unknown `kind`, naming the known ones.
+        ValueError: an unknown `kind`, naming the known ones; a tile below 1, or an overlap outside it.
     """
+    if tile < 1 or not 0 <= overlap < tile:
+        raise ValueError(f"tile, overlap: got {tile} and {overlap}; a tile is at least 1, its overlap 0 to {tile - 1}")
     place = np.arange(tile, dtype=np.float64)
     if kind == "uniform":
         return np.ones(tile)
@@ -37,9 +39,8 @@ def window_weights(kind: str, tile: int, overlap: int) -> NDArray[np.float64]:
         return np.asarray(np.exp(-(((place + 0.5) / tile - 0.5) ** 2) / (2 * 0.1**2)) + 1e-5)
     if kind not in WINDOWS:
         raise ValueError(f"window: got {kind!r}; known are {', '.join(WINDOWS)}, or one 1-D tensor per axis")
-    ramp = max(overlap, 0)
     nearer_end = np.minimum(place, place[::-1]) + 0.5
-    rise = np.minimum(nearer_end / max(ramp, 1), 1.0) if ramp else np.ones(tile)
+    rise = np.minimum(nearer_end / overlap, 1.0) if overlap else np.ones(tile)
     return np.asarray(np.sin(rise * (np.pi / 2)) ** 2 if kind == "hann" else rise)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import TileLayout
+from ..geometry.numbers import is_whole
 
 Floats = NDArray[np.float64]
 
@@ -73,9 +74,9 @@ def pictures_of(pictures: Any, layout: TileLayout) -> Floats:
 def axis_of(layout: TileLayout, axis: int) -> int:
     """`axis` counted from the first; negative values count from the last."""
     axes = len(layout.size)
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -axes <= axis < axes:
+    if not is_whole(axis) or not -axes <= axis < axes:
         raise ValueError(f"axis: got {axis!r}; the layout has axes 0 to {axes - 1}")
-    return axis % axes
+    return int(axis) % axes
 
 
 def axes_of(layout: TileLayout, axis: int | None) -> range:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..geometry import TileLayout
 from ..geometry.axis import axis_origins, axis_owners
+from ..geometry.numbers import is_whole
 from .arrays import axis_of
 
 Where = Literal["owner", "border"]
@@ -94,7 +95,7 @@ def cell_lengths(layout: TileLayout, axis: int, where: Where = "owner") -> tuple
 
 def check_period(period: int) -> None:
     """Raises the ValueError of a period that is no int of at least 1."""
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+    if not is_whole(period) or period < 1:
         raise ValueError(f"period: got {period!r}; expected an int of at least 1")
 
 

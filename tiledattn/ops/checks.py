@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import TileLayout
+from ..geometry.numbers import is_real, is_whole
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -40,16 +41,17 @@ def check_bool(name: str, value: object) -> bool:
 
 def check_int(name: str, value: object, low: int) -> int:
     """`value` is an int of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if not (is_whole(value) or isinstance(value, torch.SymInt)):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected an int of at least {low}")
     if value < low:
         raise ValueError(f"{name}: got {value}; it must be at least {low}")
-    return value  # type: ignore[return-value]  # a SymInt stands for an int under torch.compile
+    # a SymInt stands for an int under torch.compile
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
 
 
 def check_number(name: str, value: object, low: float, high: float) -> float:
     """`value` is a finite real number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+    if not (is_real(value) or isinstance(value, torch.SymFloat)):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); expected a number")
     if not low <= value <= high:  # false for NaN, too
         raise ValueError(f"{name}: got {value}; it must be a finite number between {low:g} and {high:g}")

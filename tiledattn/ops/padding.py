@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def pad_tiles(tiles: Tensor, layout: TileLayout, pad: int | Sequence[int], *, ba
     """
     check_layout(layout)
     x = check_tiles(tiles, layout)
-    values = (pad,) * len(layout.tile) if isinstance(pad, int) else pad
+    values = (pad,) * len(layout.tile) if isinstance(pad, Integral) else pad
     if not isinstance(values, Sequence):
         raise TypeError(f"pad: got {pad!r} ({type(pad).__name__}); expected an int or one per axis")
     if len(values) != len(layout.tile):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tiledattn.bench import app as suite
 from tiledattn.bench import environment
-from tiledattn.bench.quality import identity, running
+from tiledattn.bench.quality import evaluating, identity, running
 from tiledattn.bench.quality.app import command_of, main
 
 
@@ -163,6 +163,13 @@ def test_bad_values_are_told_and_2(tiny_model, options, message, tmp_path, capsy
     assert main(["--model", str(tiny_model), "--out", str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_painted(tiny_model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(evaluating, "evaluate", None)
+    assert main(["--model", str(tiny_model), "--out", str(tmp_path / "file")]) == 2
+    assert "--out: can't write into" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_told(tmp_path, monkeypatch, capsys):

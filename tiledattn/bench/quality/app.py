@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files import whole_file
+from ...files import check_writable, whole_file
 from . import picture
 from .results import FORMAT, validate
 from .settings import Setting, chosen, quick, standard, sweep
@@ -125,6 +125,10 @@ def _run(options: argparse.Namespace, command: str) -> int:
             print(f"{strip.model}: {len(settings)} methods, {each} pictures each of {shape}")
             print("\n".join(f"  {one.key:32} {one.name}" for one in settings))
         return 0
+    try:
+        check_writable(options.out / "quality.json")
+    except OSError as error:
+        raise _Usage(f"--out: can't write into {str(options.out)!r}: {error.strerror or error}") from error
     rounds = min(options.rounds, 2) if options.quick else options.rounds
     plan = Plan(
         prompts,
