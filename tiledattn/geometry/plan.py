@@ -66,12 +66,14 @@ def normalize_halo(layout: TileLayout, halo: Halo) -> tuple[int, ...]:
         raise TypeError(f'halo: got {halo!r} ({type(halo).__name__}); expected an int, one int per axis, or "all"')
     if len(values) != axes:
         raise ValueError(f"halo: got {len(values)} values {tuple(values)}; the canvas has {axes} axes")
+    checked: list[int] = []
     for axis, value in enumerate(values):
         if not is_whole(value):
             raise TypeError(f"halo: axis {axis} is {value!r} ({type(value).__name__}); expected an int")
         if value < 0:
             raise ValueError(f"halo: axis {axis} is {value}; it must be at least 0")
-    return tuple(min(int(v), length) for v, length in zip(values, layout.size, strict=True))
+        checked.append(int(value))
+    return tuple(min(v, length) for v, length in zip(checked, layout.size, strict=True))
 
 
 def _relative(index: int, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
