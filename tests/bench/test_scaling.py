@@ -191,7 +191,7 @@ def test_copies_are_fitted_where_they_leave_the_caches(monkeypatch):
         monkeypatch.setattr(sweeps, "last_level_cache", lambda: cache)
         return sweeps.tiles_area("blending", CPU, "float32", (1, 2, 3, 4, 6)).fit_from
 
-    assert fit_from(1 << 19) == 1.0
+    assert fit_from(1 << 18) == 1.0
     assert fit_from(1 << 20) == 4.0  # of 7.4 MB, beyond 4 times the cache
     assert fit_from(1 << 40) == 9.0  # the last three, where none is so large
 
