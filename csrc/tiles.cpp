@@ -191,10 +191,9 @@ struct BlendTables {
 
   void set(const Axes& axes, ElementType type, const Image& tiles) {
     const std::array<int64_t, 3> tile_stride = tile_strides(axes, tiles.tile_stride);
-    const int64_t rows = std::min(kBlendRows, kBlendElements / std::min(kBlendBlock, axes[2].length));
     set_runs(0, axes[0], tile_stride[0], tiles.stride[0], 1, 1, axes[0].length);
-    set_runs(1, axes[1], tile_stride[1], tiles.stride[1], rows, 1, axes[1].length);
-    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendRun, kLineBytes / size_of(type), kBlendBlock);
+    set_runs(1, axes[1], tile_stride[1], tiles.stride[1], kBlendRows, 1, axes[1].length);
+    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendBlock, kLineBytes / size_of(type), kBlendBlock);
     set_blocks();
     call.few_on_x = true;
     call.whole_lines = axes[2].length * size_of(type) % kLineBytes == 0;

@@ -12,24 +12,15 @@
 namespace tiledattn::TILEDATTN_ISA {
 namespace {
 
-constexpr int64_t kGather = 128;                // elements collected at a time where they are not adjacent
-constexpr int kMost = Vec::width == 8 ? 2 : 4;  // vectors of a row: a line of floats or more
+constexpr int64_t kGather = 128;  // elements collected at a time where they are not adjacent
+constexpr int64_t kRuns = 64;     // runs of a row that are looked up at a time
 
-/// Rows of tiles that cover a rectangle: the first row of each, and weights on x. How far ahead those elements lie that
-/// are fetched meanwhile if they are not in the caches: each row may be on a page of its own.
+/// Rows of tiles that cover a rectangle: the first row of each, and weights on x.
 template <typename T>
 struct Layers {
   int count;
   const T* rows[kBlendLayers];
   const Accumulator<T>* weights;
-  int64_t ahead;
-};
-
-/// The same tiles on x in each layer. Small enough for registers: what is read in vectors that was just written in
-/// parts would wait for all sums before it.
-struct Places {
-  const Cover* first;
-  int64_t count;
 };
 
 /// Where the sums of a rectangle go, as `To`, and the rows' weights in each layer: the products of those of z and y.
@@ -37,126 +28,182 @@ struct Places {
 template <typename To, typename S>
 struct Sums {
   To* to;
-  int64_t row, rows, length;  // `row` elements from one row to the next
+  int64_t row, rows;  // `row` elements from one row to the next
   const S* scales[kBlendLayers];
   bool started;  // else they begin at zero
 };
 
-/// Brings some vectors' elements into the caches.
-template <typename T>
-inline void fetch(const T* from, int vectors) {
-  constexpr int kPerLine = 64 / sizeof(T);
-  for (int i = 0; i < vectors * Vec::width; i += kPerLine) __builtin_prefetch(from + i);
+/// A run of x and the tiles that cover it; where the first two and their weights begin, in each of kLayers.
+template <int kLayers, typename T>
+struct Run {
+  const T* from[kLayers][2];
+  const float* weights[2];
+  int64_t length, count;
+  const Cover* covers;
+};
+
+/// What is made of the terms of each layer; with `kStarted` it is added to the sum that stands at `to`.
+template <int kLayers, bool kStarted, typename To, typename Get>
+inline Vec total_of(const Vec (&found)[kLayers], const Vec (&scales)[kLayers], const To* to, Get get) {
+  Vec total;
+  if constexpr (kStarted) {
+    total = fma(scales[0], found[0], get(to));
+  } else {
+    total = scales[0] * found[0];
+  }
+  for (int layer = 1; layer < kLayers; ++layer) total = fma(scales[layer], found[layer], total);
+  return total;
 }
 
-/// kWidth vectors of all rows from column x on; with `kPart` the last one holds what is left of the row. Each row stays
-/// in registers until all terms are added: weighed by x first, then by row. `kGiven` layers; `kCount` terms, 0: as many
-/// as there are. Never inlined: all of its variants in one function would leave none of them enough registers.
-template <int kGiven, int kCount, int kWidth, bool kPart, bool kStream, typename T, typename To>
-__attribute__((noinline)) void sum_columns(const Layers<T>& layers, Places places, int64_t row_stride, int64_t x,
-                                           const Sums<To, float>& sums) {
-  static_assert(!(kPart && kStream), "lines are written as a whole");
-  constexpr int kHeld = kCount ? kCount : 1;
-  const int64_t count = kCount ? kCount : places.count;
-  const int64_t last = sums.length - x - (kWidth - 1) * Vec::width;
-  const auto get = [last](const auto* from, int i) {
-    return kPart && i == kWidth - 1 ? load_numbers(from + i * Vec::width, last) : load_numbers(from + i * Vec::width);
-  };
-  const int64_t ahead = layers.ahead;
-  Vec weights[kHeld][kWidth];
-  const T* from[kGiven][kHeld];
-  for (int k = 0; k < kCount; ++k) {
-    for (int i = 0; i < kWidth; ++i) weights[k][i] = get(layers.weights + places.first[k].weight + x, i);
-    for (int layer = 0; layer < kGiven; ++layer) from[layer][k] = layers.rows[layer] + places.first[k].source + x;
+/// Writes a run of vectors that `sum` makes, from its column and a function that reads vectors. With `kStream` they go
+/// past the caches and are whole.
+template <bool kStream, typename To, typename Sum>
+inline __attribute__((always_inline)) void put_run(To* to, int64_t length, const Sum& sum) {
+  const auto whole = [](const auto* at) { return load_numbers(at); };
+  int64_t x = 0;
+  for (; x + 2 * Vec::width <= length; x += 2 * Vec::width) {
+    const Vec first = sum(x, whole), second = sum(x + Vec::width, whole);
+    put_numbers<kStream>(to + x, first);
+    put_numbers<kStream>(to + x + Vec::width, second);
   }
-  // copies, which no store can change for all that the compiler knows
-  const float* scales[kGiven];
-  for (int layer = 0; layer < kGiven; ++layer) scales[layer] = sums.scales[layer];
-  const int64_t rows = sums.rows, step = sums.row;
-  const bool started = std::is_same_v<To, float> && sums.started;
-  To* to = sums.to + x;
-  for (int64_t row = 0; row < rows; ++row, to += step) {
-    Vec total[kWidth];
-    for (int layer = 0; layer < kGiven; ++layer) {
-      const Vec scale = Vec::all(scales[layer][row]);
-      Vec found[kWidth];
-      for (int k = 0; k < count; ++k) {
-        const T* at = kCount ? from[layer][k] : layers.rows[layer] + places.first[k].source + row * row_stride + x;
-        if constexpr (kStream) fetch(at + ahead, kWidth);
-        for (int i = 0; i < kWidth; ++i) {
-          const Vec weight = kCount ? weights[k][i] : get(layers.weights + places.first[k].weight + x, i);
-          found[i] = k == 0 ? weight * get(at, i) : fma(weight, get(at, i), found[i]);
-        }
-        if constexpr (kCount > 0) from[layer][k] += row_stride;
-      }
-      for (int i = 0; i < kWidth; ++i) {
-        if (layer > 0) {
-          total[i] = fma(scale, found[i], total[i]);
-        } else {
-          total[i] = started ? fma(scale, found[i], get(to, i)) : scale * found[i];
-        }
+  if (x + Vec::width <= length) {
+    put_numbers<kStream>(to + x, sum(x, whole));
+    x += Vec::width;
+  }
+  if constexpr (!kStream) {
+    const int64_t rest = length - x;
+    if (rest > 0) put_numbers(to + x, sum(x, [rest](const auto* at) { return load_numbers(at, rest); }), rest);
+  }
+}
+
+/// A run that kCount tiles cover, one or two: their terms are weighed by x first, then by layer, in registers.
+/// Elements are read `offset` after where they begin.
+template <int kCount, int kLayers, bool kStarted, bool kStream, typename T, typename To>
+inline __attribute__((always_inline)) void sum_few(const Run<kLayers, T>& run, int64_t offset,
+                                                   const Vec (&scales)[kLayers], To* to) {
+  const T* from[kLayers][kCount];
+  const float* weights[kCount];
+  for (int k = 0; k < kCount; ++k) {
+    weights[k] = run.weights[k];
+    for (int layer = 0; layer < kLayers; ++layer) from[layer][k] = run.from[layer][k] + offset;
+  }
+  put_run<kStream>(to, run.length, [&](int64_t x, auto get) __attribute__((always_inline)) {
+    Vec found[kLayers];
+    for (int k = 0; k < kCount; ++k) {
+      const Vec weight = get(weights[k] + x);
+      for (int layer = 0; layer < kLayers; ++layer) {
+        const Vec value = get(from[layer][k] + x);
+        found[layer] = k == 0 ? weight * value : fma(weight, value, found[layer]);
       }
     }
-    for (int i = 0; i < kWidth - kPart; ++i) put_numbers<kStream>(to + i * Vec::width, total[i]);
-    if constexpr (kPart) put_numbers(to + (kWidth - 1) * Vec::width, total[kWidth - 1], last);
+    return total_of<kLayers, kStarted>(found, scales, to + x, get);
+  });
+}
+
+/// The same of any number of tiles. Never inlined: it would leave the others not enough registers.
+template <int kLayers, bool kStarted, bool kStream, typename T, typename To>
+__attribute__((noinline)) void sum_many(const Layers<T>& layers, const Run<kLayers, T>& run, int64_t offset,
+                                        const Vec (&scales)[kLayers], To* to) {
+  put_run<kStream>(to, run.length, [&](int64_t x, auto get) {
+    Vec found[kLayers];
+    for (Vec& some : found) some = Vec::zero();
+    for (int64_t k = 0; k < run.count; ++k) {
+      const Vec weight = get(layers.weights + run.covers[k].weight + x);
+      for (int layer = 0; layer < kLayers; ++layer) {
+        found[layer] = fma(weight, get(layers.rows[layer] + run.covers[k].source + offset + x), found[layer]);
+      }
+    }
+    return total_of<kLayers, kStarted>(found, scales, to + x, get);
+  });
+}
+
+template <int kLayers, typename T>
+Run<kLayers, T> run_of(const Layers<T>& layers, const CoveredRun& of, const Cover* covers) {
+  Run<kLayers, T> run{};
+  run.length = of.length, run.count = of.last_cover - of.first_cover, run.covers = covers + of.first_cover;
+  for (int k = 0; k < (run.count < 2 ? run.count : 2); ++k) {
+    run.weights[k] = layers.weights + run.covers[k].weight;
+    for (int layer = 0; layer < kLayers; ++layer) run.from[layer][k] = layers.rows[layer] + run.covers[k].source;
+  }
+  return run;
+}
+
+/// At most kRuns runs of x in all rows. Row by row: who reads a part of every row before the rest of the first waits
+/// for memory, since what is fetched ahead is what follows in a tile.
+template <int kLayers, bool kStarted, bool kStream, typename T, typename To>
+__attribute__((noinline)) void sum_layers(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last,
+                                          const Cover* covers, int64_t row_stride, const Sums<To, float>& sums) {
+  Run<kLayers, T> runs[kRuns], *end = runs;
+  for (; first < last; ++first) *end++ = run_of<kLayers>(layers, *first, covers);
+  // copies, which no store can change for all that the compiler knows
+  const int64_t rows = sums.rows, step = sums.row;
+  To* line = sums.to;
+  for (int64_t row = 0, offset = 0; row < rows; ++row, offset += row_stride, line += step) {
+    Vec scales[kLayers];
+    for (int layer = 0; layer < kLayers; ++layer) scales[layer] = Vec::all(sums.scales[layer][row]);
+    To* to = line;
+    for (const Run<kLayers, T>* run = runs; run < end; to += run->length, ++run) {
+      if (run->count == 1) {
+        sum_few<1, kLayers, kStarted, kStream>(*run, offset, scales, to);
+      } else if (run->count == 2) {
+        sum_few<2, kLayers, kStarted, kStream>(*run, offset, scales, to);
+      } else {
+        sum_many<kLayers, kStarted, kStream>(layers, *run, offset, scales, to);
+      }
+    }
   }
 }
 
-template <int kGiven, int kCount, bool kStream, typename T, typename To>
-void sum_all(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<To, float>& sums) {
-  int64_t x = 0;
-  const auto fits = [&](int width) { return x + width * Vec::width <= sums.length; };
-  for (; fits(kMost); x += kMost * Vec::width)
-    sum_columns<kGiven, kCount, kMost, false, kStream>(layers, places, row_stride, x, sums);
-  if (kMost > 2 && fits(2)) {
-    sum_columns<kGiven, kCount, 2, false, kStream>(layers, places, row_stride, x, sums);
-    x += 2 * Vec::width;
-  }
-  if constexpr (kStream) {
-    if (x < sums.length) sum_columns<kGiven, kCount, 1, false, true>(layers, places, row_stride, x, sums);
-  } else if (x + Vec::width < sums.length) {
-    sum_columns<kGiven, kCount, 2, true, false>(layers, places, row_stride, x, sums);
-  } else if (x + Vec::width == sums.length) {
-    sum_columns<kGiven, kCount, 1, false, false>(layers, places, row_stride, x, sums);
-  } else if (x < sums.length) {
-    sum_columns<kGiven, kCount, 1, true, false>(layers, places, row_stride, x, sums);
-  }
+template <bool kStarted, bool kStream, typename T, typename To>
+void sum_runs(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last, const Cover* covers,
+              int64_t row_stride, const Sums<To, float>& sums) {
+  if (layers.count == 1) return sum_layers<1, kStarted, kStream>(layers, first, last, covers, row_stride, sums);
+  sum_layers<2, kStarted, kStream>(layers, first, last, covers, row_stride, sums);
 }
 
-template <int kGiven, bool kStream, typename T, typename To>
-void sum_layers(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<To, float>& sums) {
-  if (places.count == 1) return sum_all<kGiven, 1, kStream>(layers, places, row_stride, sums);
-  if (places.count == 2) return sum_all<kGiven, 2, kStream>(layers, places, row_stride, sums);
-  sum_all<kGiven, 0, kStream>(layers, places, row_stride, sums);
-}
-
-/// A rectangle of adjacent elements. With `kStream` the sums, which are not started then, go past the caches in whole
-/// vectors, so that nothing is read in order to be overwritten: they begin and end at multiples of 64 bytes.
+/// A rectangle of adjacent elements, runs of x in some rows. With `kStream` the sums, which are not started then, go
+/// past the caches in whole vectors, so that nothing is read in order to be overwritten: they begin and end at
+/// multiples of 64 bytes.
 template <bool kStream, typename T, typename To>
-void sum_rectangle(const Layers<T>& layers, Places places, int64_t row_stride, const Sums<To, float>& sums) {
-  if (layers.count == 1) return sum_layers<1, kStream>(layers, places, row_stride, sums);
-  sum_layers<2, kStream>(layers, places, row_stride, sums);
+void sum_rows(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last, const Cover* covers,
+              int64_t row_stride, Sums<To, float> sums) {
+  for (const CoveredRun* end; first < last; first = end) {
+    end = last - first < kRuns ? last : first + kRuns;
+    if constexpr (std::is_same_v<To, float> && !kStream) {
+      if (sums.started) {
+        sum_runs<true, false>(layers, first, end, covers, row_stride, sums);
+      } else {
+        sum_runs<false, false>(layers, first, end, covers, row_stride, sums);
+      }
+    } else {
+      sum_runs<false, kStream>(layers, first, end, covers, row_stride, sums);
+    }
+    sums.to += end[-1].begin + end[-1].length - first->begin;
+  }
 }
 
 template <bool kStream>
-void sum_rectangle(const Layers<double>& layers, Places places, int64_t row_stride, const Sums<double, double>& sums) {
+void sum_rows(const Layers<double>& layers, const CoveredRun* first, const CoveredRun* last, const Cover* covers,
+              int64_t row_stride, const Sums<double, double>& sums) {
   for (int64_t row = 0; row < sums.rows; ++row) {
     double* to = sums.to + row * sums.row;
-    for (int64_t x = 0; x < sums.length && !sums.started; ++x) to[x] = 0.0;
-    for (int layer = 0; layer < layers.count; ++layer) {
-      for (int k = 0; k < places.count; ++k) {
-        const double *from = layers.rows[layer] + places.first[k].source + row * row_stride,
-                     *weights = layers.weights + places.first[k].weight;
+    for (const CoveredRun* run = first; run < last; to += run->length, ++run) {
+      for (int64_t x = 0; x < run->length && !sums.started; ++x) to[x] = 0.0;
+      for (int layer = 0; layer < layers.count; ++layer) {
         const double scale = sums.scales[layer][row];
-        for (int64_t x = 0; x < sums.length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+        for (int64_t k = run->first_cover; k < run->last_cover; ++k) {
+          const double *from = layers.rows[layer] + covers[k].source + row * row_stride,
+                       *weights = layers.weights + covers[k].weight;
+          for (int64_t x = 0; x < run->length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+        }
       }
     }
   }
 }
 
-/// A rectangle of elements that are not adjacent on x: collected, row by row.
+/// A run of elements that are not adjacent on x, which at most kBlendTerms tiles cover: collected, row by row.
 template <typename T, typename To>
-void sum_apart(const Layers<T>& layers, Places places, int64_t row_stride, int64_t stride,
+void sum_apart(const Layers<T>& layers, const CoveredRun& run, const Cover* covers, int64_t row_stride, int64_t stride,
                const Sums<To, Accumulator<T>>& sums) {
   T gathered[kBlendLayers][kBlendTerms * kGather];
   Cover found[kBlendTerms];
@@ -166,18 +213,20 @@ void sum_apart(const Layers<T>& layers, Places places, int64_t row_stride, int64
   part.rows = 1;
   for (int64_t row = 0; row < sums.rows; ++row) {
     for (int layer = 0; layer < layers.count; ++layer) part.scales[layer] = sums.scales[layer] + row;
-    for (int64_t done = 0; done < sums.length; done += kGather) {
-      part.length = sums.length - done < kGather ? sums.length - done : kGather;
+    for (int64_t done = 0; done < run.length; done += kGather) {
+      const int64_t length = run.length - done < kGather ? run.length - done : kGather;
       part.to = sums.to + row * sums.row + done;
-      for (int64_t k = 0; k < places.count; ++k) {
-        found[k] = {k * kGather, places.first[k].weight + done};
+      int64_t count = 0;
+      for (int64_t k = run.first_cover; k < run.last_cover; ++k, ++count) {
+        found[count] = {count * kGather, covers[k].weight + done};
         for (int layer = 0; layer < layers.count; ++layer) {
-          const T* from = layers.rows[layer] + places.first[k].source + row * row_stride + done * stride;
-          T* to = gathered[layer] + k * kGather;
-          for (int64_t i = 0; i < part.length; ++i) to[i] = from[i * stride];
+          const T* from = layers.rows[layer] + covers[k].source + row * row_stride + done * stride;
+          T* to = gathered[layer] + count * kGather;
+          for (int64_t i = 0; i < length; ++i) to[i] = from[i * stride];
         }
       }
-      sum_rectangle<false>(collected, Places{found, places.count}, 0, part);
+      const CoveredRun whole{0, length, 0, count};
+      sum_rows<false>(collected, &whole, &whole + 1, found, 0, part);
     }
   }
 }

@@ -58,8 +58,8 @@ struct CoveredRun {
   int64_t begin, length, first_cover, last_cover;
 };
 
-/// What is summed up at a time: positions of x, in runs, rows of y, and elements of both.
-constexpr int64_t kBlendBlock = 2048, kBlendRun = 128, kBlendRows = 32, kBlendElements = 32768;
+/// What an item has at most: positions of x and rows of y.
+constexpr int64_t kBlendBlock = 2048, kBlendRows = 32;
 /// What is added up in registers: tiles next to one another, in so many rows of tiles.
 constexpr int kBlendTerms = 16, kBlendLayers = 2;
 

@@ -102,6 +102,15 @@ inline void store_floats(float* p, Vec a, int64_t count) {
 inline void store_words(void* p, Words x, int64_t count) {
   std::memcpy(p, x.w, 2 * static_cast<size_t>(count < 4 ? count : 4));
 }
+inline void stream_words(void* p, Words x) {
+#if defined(__x86_64__)
+  long long bits;
+  std::memcpy(&bits, x.w, sizeof(bits));
+  _mm_stream_si64(static_cast<long long*>(p), bits);
+#else
+  store_words(p, x, 4);
+#endif
+}
 
 inline uint32_t bits_of(float x) {
   uint32_t bits;
