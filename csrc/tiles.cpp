@@ -193,13 +193,13 @@ struct BlendTables {
     const std::array<int64_t, 3> tile_stride = tile_strides(axes, tiles.tile_stride);
     set_runs(0, axes[0], tile_stride[0], tiles.stride[0], 1, 1, axes[0].length);
     set_runs(1, axes[1], tile_stride[1], tiles.stride[1], kBlendRows, 1, axes[1].length);
-    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], kBlendBlock, kLineBytes / size_of(type), kBlendBlock);
+    set_runs(2, axes[2], tile_stride[2], tiles.stride[2], axes[2].length, kLineBytes / size_of(type), kBlendBlock);
     set_blocks();
     call.few_on_x = true;
     call.whole_lines = axes[2].length * size_of(type) % kLineBytes == 0;
     for (const CoveredRun& run : runs[2]) {
       call.whole_lines &= run.begin * size_of(type) % kLineBytes == 0;
-      call.few_on_x &= run.last_cover - run.first_cover <= kBlendTerms;
+      call.few_on_x &= tiles.stride[2] == 1 || run.last_cover - run.first_cover <= kBlendTerms;
     }
     call.type = type;
     call.bands = static_cast<int64_t>(runs[1].size());

@@ -35,16 +35,18 @@ class Blend {
       const int64_t at_z = ((b * call_.channels + c) * call_.size[0] + z) * call_.size[1];
       T* out = reinterpret_cast<T*>(call_.out) + (at_z + band.y.begin) * call_.size[2] + begin;
       if (written_at_once(out, band)) {
-        sum<kStream && kByLines>(band, 0, band.y.length, out, call_.size[2]);
+        sum<kStream && kVectors>(band, 0, band.y.length, out, call_.size[2]);
         continue;
       }
-      for (int64_t row = 0; row < band.y.length; ++row, out += call_.size[2]) {
+      const int64_t most = kBlendBlock / length;
+      for (int64_t row = 0, rows; row < band.y.length; row += rows, out += rows * call_.size[2]) {
+        rows = band.y.length - row < most ? band.y.length - row : most;
         if (summed_at_once(band)) {
-          sum<false>(band, row, 1, buffer_, length);
-          write(out, buffer_, length);
+          sum<false>(band, row, rows, buffer_, length);
+          write(out, buffer_, rows, length);
         } else {
-          sum<false>(band, row, 1, sums_, length);
-          write(out, rounded(sums_, buffer_, length), length);
+          sum<false>(band, row, rows, sums_, length);
+          write(out, rounded(sums_, buffer_, rows * length), rows, length);
         }
       }
     }
@@ -54,15 +56,15 @@ class Blend {
  private:
   using S = Accumulator<T>;
 
-  /// Rows of y in a block of x.
+  /// Rows of y of a channel and a plane z, in a block of x.
   struct Band {
     const T* channel;
     CoveredRun z, y;
     int64_t block;
   };
 
-  /// Whether vectors that follow one another can go past the caches.
-  static constexpr bool kByLines = !std::is_same_v<T, double>;
+  /// Whether sums are made in vectors, which can go past the caches.
+  static constexpr bool kVectors = !std::is_same_v<T, double>;
 
   /// Whether sums are ready, and can be rounded, when they leave the registers.
   bool summed_at_once(const Band& band) const {
@@ -70,10 +72,11 @@ class Blend {
     return (z.last_cover - z.first_cover) * (y.last_cover - y.first_cover) <= kBlendLayers && call_.few_on_x;
   }
 
-  /// Whether sums go to `out`, where they go past the caches in whole lines.
+  /// Whether sums go straight to `out`: past the caches only in whole lines.
   bool written_at_once(const T* out, const Band& band) const {
     if constexpr (!kStream) return std::is_same_v<T, S> || summed_at_once(band);
-    return kByLines && summed_at_once(band) && call_.whole_lines && reinterpret_cast<intptr_t>(out) % kLine == 0;
+    const bool lines = call_.whole_lines && reinterpret_cast<intptr_t>(out) % kLine == 0;
+    return kVectors && call_.stride == 1 && lines && summed_at_once(band);
   }
 
   /// Some rows of a band, `step` elements of `sums` from one to the next. Two rows of tiles at a time.
@@ -117,9 +120,11 @@ class Blend {
     }
   }
 
-  void write(T* out, const T* row, int64_t length) {
-    out_.seek(reinterpret_cast<char*>(out));
-    out_.append(reinterpret_cast<const char*>(row), length * sizeof(T));
+  void write(T* out, const T* from, int64_t rows, int64_t length) {
+    for (int64_t row = 0; row < rows; ++row, out += call_.size[2], from += length) {
+      out_.seek(reinterpret_cast<char*>(out));
+      out_.append(reinterpret_cast<const char*>(from), length * sizeof(T));
+    }
   }
 
   const S* weights(int axis) const { return static_cast<const S*>(call_.weights[axis]); }

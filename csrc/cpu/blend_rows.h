@@ -24,7 +24,7 @@ struct Layers {
 };
 
 /// Where the sums of a rectangle go, as `To`, and the rows' weights in each layer: the products of those of z and y.
-/// Sums in their own type may be begun already.
+/// Sums in their own type may be begun already; others, and those that go past the caches, are complete in one call.
 template <typename To, typename S>
 struct Sums {
   To* to;
@@ -42,17 +42,18 @@ struct Run {
   const Cover* covers;
 };
 
-/// What is made of the terms of each layer; with `kStarted` it is added to the sum that stands at `to`.
-template <int kLayers, bool kStarted, typename To, typename Get>
-inline Vec total_of(const Vec (&found)[kLayers], const Vec (&scales)[kLayers], const To* to, Get get) {
-  Vec total;
-  if constexpr (kStarted) {
-    total = fma(scales[0], found[0], get(to));
-  } else {
-    total = scales[0] * found[0];
-  }
+/// The terms of each layer, weighed by row, and what was there before if kStarted.
+template <bool kStarted, int kLayers>
+inline Vec total_of(const Vec (&found)[kLayers], const Vec (&scales)[kLayers], Vec before) {
+  Vec total = kStarted ? fma(scales[0], found[0], before) : scales[0] * found[0];
   for (int layer = 1; layer < kLayers; ++layer) total = fma(scales[layer], found[layer], total);
   return total;
+}
+
+template <bool kStarted, typename To, typename Get>
+inline Vec begun_at(const To* to, Get get) {
+  if constexpr (kStarted) return get(to);
+  return Vec::zero();
 }
 
 /// Writes a run of vectors that `sum` makes, from its column and a function that reads vectors. With `kStream` they go
@@ -96,24 +97,30 @@ inline __attribute__((always_inline)) void sum_few(const Run<kLayers, T>& run, i
         found[layer] = k == 0 ? weight * value : fma(weight, value, found[layer]);
       }
     }
-    return total_of<kLayers, kStarted>(found, scales, to + x, get);
+    return total_of<kStarted>(found, scales, begun_at<kStarted>(to + x, get));
   });
 }
 
-/// The same of any number of tiles. Never inlined: it would leave the others not enough registers.
+/// The same of any number of tiles, kBlendTerms at a time, as where elements are not adjacent. Never inlined: it would
+/// leave the others not enough registers.
 template <int kLayers, bool kStarted, bool kStream, typename T, typename To>
 __attribute__((noinline)) void sum_many(const Layers<T>& layers, const Run<kLayers, T>& run, int64_t offset,
                                         const Vec (&scales)[kLayers], To* to) {
   put_run<kStream>(to, run.length, [&](int64_t x, auto get) {
-    Vec found[kLayers];
-    for (Vec& some : found) some = Vec::zero();
-    for (int64_t k = 0; k < run.count; ++k) {
-      const Vec weight = get(layers.weights + run.covers[k].weight + x);
-      for (int layer = 0; layer < kLayers; ++layer) {
-        found[layer] = fma(weight, get(layers.rows[layer] + run.covers[k].source + offset + x), found[layer]);
+    Vec total = begun_at<kStarted>(to + x, get);
+    for (int64_t first = 0; first < run.count; first += kBlendTerms) {
+      const int64_t last = run.count - first < kBlendTerms ? run.count : first + kBlendTerms;
+      Vec found[kLayers];
+      for (int64_t k = first; k < last; ++k) {
+        const Vec weight = get(layers.weights + run.covers[k].weight + x);
+        for (int layer = 0; layer < kLayers; ++layer) {
+          const Vec value = get(layers.rows[layer] + run.covers[k].source + offset + x);
+          found[layer] = k == first ? weight * value : fma(weight, value, found[layer]);
+        }
       }
+      total = first > 0 ? total_of<true>(found, scales, total) : total_of<kStarted>(found, scales, total);
     }
-    return total_of<kLayers, kStarted>(found, scales, to + x, get);
+    return total;
   });
 }
 
@@ -131,8 +138,8 @@ Run<kLayers, T> run_of(const Layers<T>& layers, const CoveredRun& of, const Cove
 /// At most kRuns runs of x in all rows. Row by row: who reads a part of every row before the rest of the first waits
 /// for memory, since what is fetched ahead is what follows in a tile.
 template <int kLayers, bool kStarted, bool kStream, typename T, typename To>
-__attribute__((noinline)) void sum_layers(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last,
-                                          const Cover* covers, int64_t row_stride, const Sums<To, float>& sums) {
+__attribute__((noinline)) void sum_runs(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last,
+                                        const Cover* covers, int64_t row_stride, const Sums<To, float>& sums) {
   Run<kLayers, T> runs[kRuns], *end = runs;
   for (; first < last; ++first) *end++ = run_of<kLayers>(layers, *first, covers);
   // copies, which no store can change for all that the compiler knows
@@ -155,10 +162,10 @@ __attribute__((noinline)) void sum_layers(const Layers<T>& layers, const Covered
 }
 
 template <bool kStarted, bool kStream, typename T, typename To>
-void sum_runs(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last, const Cover* covers,
-              int64_t row_stride, const Sums<To, float>& sums) {
-  if (layers.count == 1) return sum_layers<1, kStarted, kStream>(layers, first, last, covers, row_stride, sums);
-  sum_layers<2, kStarted, kStream>(layers, first, last, covers, row_stride, sums);
+void sum_layers(const Layers<T>& layers, const CoveredRun* first, const CoveredRun* last, const Cover* covers,
+                int64_t row_stride, const Sums<To, float>& sums) {
+  if (layers.count == 1) return sum_runs<1, kStarted, kStream>(layers, first, last, covers, row_stride, sums);
+  sum_runs<2, kStarted, kStream>(layers, first, last, covers, row_stride, sums);
 }
 
 /// A rectangle of adjacent elements, runs of x in some rows. With `kStream` the sums, which are not started then, go
@@ -171,12 +178,12 @@ void sum_rows(const Layers<T>& layers, const CoveredRun* first, const CoveredRun
     end = last - first < kRuns ? last : first + kRuns;
     if constexpr (std::is_same_v<To, float> && !kStream) {
       if (sums.started) {
-        sum_runs<true, false>(layers, first, end, covers, row_stride, sums);
+        sum_layers<true, false>(layers, first, end, covers, row_stride, sums);
       } else {
-        sum_runs<false, false>(layers, first, end, covers, row_stride, sums);
+        sum_layers<false, false>(layers, first, end, covers, row_stride, sums);
       }
     } else {
-      sum_runs<false, kStream>(layers, first, end, covers, row_stride, sums);
+      sum_layers<false, kStream>(layers, first, end, covers, row_stride, sums);
     }
     sums.to += end[-1].begin + end[-1].length - first->begin;
   }
@@ -189,12 +196,15 @@ void sum_rows(const Layers<double>& layers, const CoveredRun* first, const Cover
     double* to = sums.to + row * sums.row;
     for (const CoveredRun* run = first; run < last; to += run->length, ++run) {
       for (int64_t x = 0; x < run->length && !sums.started; ++x) to[x] = 0.0;
-      for (int layer = 0; layer < layers.count; ++layer) {
-        const double scale = sums.scales[layer][row];
-        for (int64_t k = run->first_cover; k < run->last_cover; ++k) {
-          const double *from = layers.rows[layer] + covers[k].source + row * row_stride,
-                       *weights = layers.weights + covers[k].weight;
-          for (int64_t x = 0; x < run->length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+      for (int64_t some = run->first_cover; some < run->last_cover; some += kBlendTerms) {
+        const int64_t end = run->last_cover - some < kBlendTerms ? run->last_cover : some + kBlendTerms;
+        for (int layer = 0; layer < layers.count; ++layer) {
+          const double scale = sums.scales[layer][row];
+          for (int64_t k = some; k < end; ++k) {
+            const double *from = layers.rows[layer] + covers[k].source + row * row_stride,
+                         *weights = layers.weights + covers[k].weight;
+            for (int64_t x = 0; x < run->length; ++x) to[x] = multiply_add(scale * weights[x], from[x], to[x]);
+          }
         }
       }
     }

@@ -60,7 +60,7 @@ struct CoveredRun {
 
 /// What an item has at most: positions of x and rows of y.
 constexpr int64_t kBlendBlock = 2048, kBlendRows = 32;
-/// What is added up in registers: tiles next to one another, in so many rows of tiles.
+/// What is weighed by row at a time: tiles next to one another, in so many rows of tiles.
 constexpr int kBlendTerms = 16, kBlendLayers = 2;
 
 /// A canvas out[B, C, size...], contiguous, blended from tiles. Items are [B, C, size z, bands, blocks]; z's runs have
@@ -78,7 +78,7 @@ struct BlendRows {
   const int64_t* block_start;  // of x's runs, [blocks + 1]
   const void* weights[3];      // in the accumulator's type
   bool stream;                 // past the caches
-  bool few_on_x;               // no more tiles cover a run of x than are added up in registers
+  bool few_on_x;               // elements are adjacent, or no more than kBlendTerms tiles cover a run of x
   bool whole_lines;            // runs of x and rows begin and end at multiples of 64 bytes, if the result does
 };
 

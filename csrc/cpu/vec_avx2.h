@@ -93,6 +93,7 @@ inline void store_words(void* p, __m128i x, int64_t count) {
   _mm_store_si128(reinterpret_cast<__m128i*>(words), x);
   std::memcpy(p, words, 2 * static_cast<size_t>(count));
 }
+/// Past the caches, to a multiple of their size.
 inline void stream_words(void* p, __m128i x) { _mm_stream_si128(static_cast<__m128i*>(p), x); }
 inline __m128i to_float16(Vec a) { return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
 inline __m128i to_bfloat16(Vec a) {

@@ -70,6 +70,7 @@ inline Vec from_bfloat16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_ep
 
 inline void store_floats(float* p, Vec a, int64_t count) { _mm512_mask_storeu_ps(p, first(count), a.v); }
 inline void store_words(void* p, __m256i x, int64_t count) { _mm256_mask_storeu_epi16(p, first(count), x); }
+/// Past the caches, to a multiple of their size.
 inline void stream_words(void* p, __m256i x) { _mm256_stream_si256(static_cast<__m256i*>(p), x); }
 inline __m256i to_float16(Vec a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
 

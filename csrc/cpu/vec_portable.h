@@ -102,6 +102,7 @@ inline void store_floats(float* p, Vec a, int64_t count) {
 inline void store_words(void* p, Words x, int64_t count) {
   std::memcpy(p, x.w, 2 * static_cast<size_t>(count < 4 ? count : 4));
 }
+/// Past the caches, to a multiple of their size.
 inline void stream_words(void* p, Words x) {
 #if defined(__x86_64__)
   long long bits;

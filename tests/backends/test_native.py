@@ -117,6 +117,7 @@ def parts(dtype, size, tile, overlap, step):
         ((12, 2100), (11, 1080), (10, 60), 1),  # rows and columns in several parts
         ((12, 13), (6, 6), (5, 5), 1),  # more tiles over a position than are added up at a time
         ((3, 320), (3, 300), (0, 299), 2),  # the same for elements that are not adjacent
+        ((4, 2048), (3, 40), (2, 8), 1),  # more runs of a row than are looked up at a time
     ],
 )
 def test_parts_of_rectangles_fit_together(instruction_set, dtype, size, tile, overlap, step):
@@ -124,6 +125,29 @@ def test_parts_of_rectangles_fit_together(instruction_set, dtype, size, tile, ov
     assert_within_budget(native.blend_tiles(tiles, layout=layout, weights=weights), plain, exact)
     assert torch.equal(native.extract_tiles(canvas, layout=layout), cut)
     assert torch.equal(native.pad_tiles(tiles, layout=layout, pad=PAD), padded)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap", "wrap"),
+    [
+        ((33,), (17,), (16,), False),  # 17 tiles over a position, more than are weighed by row at a time
+        ((3, 60), (2, 40), (1, 39), False),  # the same in two rows of tiles
+        ((3, 60), (3, 30), (2, 29), True),  # in three, all around
+        ((4, 1024), (3, 24), (2, 8), True),  # more runs of a row than are looked up at a time
+    ],
+)
+def test_sums_are_the_same_whatever_the_strides(instruction_set, dtype, size, tile, overlap, wrap):
+    """Also signs of zeros don't depend on how many tiles there are."""
+    layout = ta.TileLayout(size, tile, overlap, wrap)
+    apart = random(layout.num_tiles, 1, 2, *tile[:-1], 2 * tile[-1], dtype=dtype)[..., ::2]
+    weights = window_tables(layout, "hann", apart.device, torch.promote_types(dtype, torch.float32))
+    found = native.blend_tiles(apart.contiguous(), layout=layout, weights=weights)
+    assert torch.equal(found, native.blend_tiles(apart, layout=layout, weights=weights))
+    zeros = native.blend_tiles(torch.full_like(apart, -0.0).contiguous(), layout=layout, weights=weights)
+    if dtype != torch.float64:  # whose sums begin at 0.0
+        assert zeros.signbit().all()
 
 
 @needs_library

@@ -28,7 +28,7 @@ GRIDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUICK_GRIDS = (1, 2, 3, 4, 6, 8)
 TILE_GRIDS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
 QUICK_TILE_GRIDS = (1, 2, 4, 6, 8, 10)
-STEP_GRIDS = (2, 3, 4, 5, 6, 7, 8)
+STEP_GRIDS = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 QUICK_STEP_GRIDS = (2, 3, 4, 5)
 HALOS = (0, 2, 4, 8, 16, 24)
 TILES = (8, 12, 16, 24, 32, 48)
@@ -120,11 +120,12 @@ def attention_area(device: torch.device, dtype: str, grids: tuple[int, ...], wra
 
     if wrap:
         return Sweep("attention", "canvas area", "tiles", dtype, tuple(loads()), fit_from=4.0)
+    # from 8x8 on most tiles lie inside; a short list has too few sizes there
+    fit_from = 64.0 if max(grids) >= 16 else 9.0
     note = (
         "With borders: tiles at the edge of the canvas see less, so that the work itself grows faster than the area, "
-        "the more so the smaller the canvas is (last column). Fitted where most tiles lie inside."
+        f"the more so the smaller the canvas is (last column). Fitted from {fit_from:g} tiles on."
     )
-    fit_from = 36.0 if max(grids) >= 12 else 9.0
     return Sweep("attention, with borders", "canvas area", "tiles", dtype, tuple(loads()), fit_from=fit_from, note=note)
 
 
