@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -62,6 +64,18 @@ def test_training_and_untiled_models_are_left_alone(
     assert not any("forward" in vars(module) for module in unet.modules())
 
 
+def test_a_copy_is_taken_apart_alone() -> None:
+    unet = make_unet("sd")
+    td.enable_tiling(unet, tile=8, unit="latent")
+    twin = copy.deepcopy(unet)
+    td.disable_tiling(twin)
+    assert not any("forward" in vars(module) for module in twin.modules())
+    pickle.dumps(twin)
+    assert sum("forward" in vars(module) for module in unet.modules()) > 2
+    td.disable_tiling(unet)
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
 @torch.no_grad()
 def test_somebody_elses_wrapper_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping, "GROUP_BYTES", 1)
@@ -73,6 +87,6 @@ def test_somebody_elses_wrapper_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     grouped = grouping.GroupedLayers([layer], current)
     grouped.install()
     layer(torch.ones(6, 2, 4))
-    grouped.remove()
+    grouped.remove(layer)
     assert seen == [6]
     assert layer.forward is wrapper

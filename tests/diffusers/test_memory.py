@@ -14,6 +14,8 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
+from diffusers.hooks import apply_faster_cache
+from diffusers.models.attention_dispatch import AttentionBackendName
 from tiny_transformers import CASES
 from torch import Tensor, nn
 
@@ -74,6 +76,37 @@ def test_faster_cache_is_refused(first: str) -> None:
     td.enable_tiling(model, **WHOLE)
     model.enable_cache(config)
     with pytest.raises(NotImplementedError, match=r"FasterCache.*disable_cache"):
+        steps(model, 1)
+
+
+def test_faster_cache_is_refused_however_it_came() -> None:
+    model = WAN.build()
+    apply_faster_cache(model, FasterCacheConfig(current_timestep_callback=lambda: 500))
+    with pytest.raises(NotImplementedError, match=r"FasterCache.*disable_cache"):
+        td.enable_tiling(model, **WHOLE)
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_cache_and_a_moving_grid_exclude_each_other(name: str) -> None:
+    """On a wrapped axis every shape stays, and a row is another piece of the canvas at every step."""
+    model = WAN.build()
+    td.enable_tiling(model, tile=WAN.tile, unit="latent", wrap=True, jitter=0, num_steps=4)
+    steps(model, 2)
+    model.enable_cache(CACHES[name]())
+    with pytest.raises(NotImplementedError, match=r"jitter moves .* a cache .* disable_cache\(\), or leave jitter out"):
+        steps(model, 1)
+    td.enable_tiling(model, tile=tuple(WAN.size), unit="latent", jitter=0, num_steps=4)  # one tile stays where it is
+    steps(model, 1)
+
+
+@pytest.mark.parametrize("name", ["pyramid", "taylorseer"])
+def test_another_attention_backend_is_noticed_behind_a_cache(name: str) -> None:
+    model = WAN.build()
+    td.enable_tiling(model, **WHOLE)
+    model.enable_cache(CACHES[name]())
+    for layer in (block.attn1 for block in model.blocks):
+        layer.processor._attention_backend = AttentionBackendName.FLEX
+    with pytest.raises(RuntimeError, match=r"attn1: its attention did not go through F\.scaled_dot_product_attention"):
         steps(model, 1)
 
 

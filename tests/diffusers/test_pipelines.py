@@ -348,6 +348,8 @@ def test_ip_adapter_masks(sd: Any) -> None:
     assert error(masked(1 - left, embeds), want) > 50 * ROUNDING
     with td.enable_tiling(sd, **ALL):
         assert error(masked(left, embeds), want) < ROUNDING
+    with td.enable_tiling(sd, tile=(64, 128), wrap=True):  # one tile, which reads round the canvas
+        masked(left, embeds)
     changed = embeds.clone()
     changed[:, 1] = -changed[:, 1]
     with td.enable_tiling(sd, tile=64, halo=0, conv_halo=False, norm="tile"):

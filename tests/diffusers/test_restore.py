@@ -250,6 +250,15 @@ def test_a_strangers_wrapper_is_not_torn_off(unet: Any) -> None:
     assert torch.equal(call(unet), plain)
 
 
+def test_a_wrapper_inside_is_called_as_the_model_was(unet: Any) -> None:
+    """One that takes its first arguments by position, as pipelines pass them."""
+    _, want = outputs(make_unet("sd"))
+    inner = unet.forward
+    unet.forward = lambda x, t, *args, **kwargs: inner(x, t, *args, **kwargs)
+    with td.enable_tiling(unet, **OPTIONS):
+        assert torch.equal(call(unet), want)
+
+
 def test_a_forward_of_ones_own_is_put_back(unet: Any) -> None:
     inner = unet.forward
 

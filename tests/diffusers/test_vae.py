@@ -39,6 +39,20 @@ def test_decoding_is_that_of_a_circular_vae(sd: Any, wrap: tuple[bool, bool], ba
     assert error(decoded(sd, latents(batch), wrap), want) < 1e-5
 
 
+@pytest.mark.parametrize("first", ["compiled", "tiled"])
+def test_a_compiled_vae_decodes_alike(sd: Any, first: str) -> None:
+    """The wrapper of torch.compile hands what is set on it to the VAE inside."""
+    plain, want = decoded(sd, latents()), decoded(sd, latents(), True)
+    vae = sd.vae
+    if first == "compiled":
+        sd.vae = torch.compile(vae, backend="eager")
+    with td.enable_tiling(sd, wrap=True):
+        sd.vae = torch.compile(vae, backend="eager")
+        assert error(sd.vae.decode(latents()).sample, want) < 1e-5
+    assert torch.equal(sd.vae.decode(latents()).sample, plain)
+    assert "decode" not in vars(vae)
+
+
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("tiled", [False, True])
 def test_rolling_the_latents_rolls_the_picture(sd: Any, wrap: tuple[bool, bool], tiled: bool) -> None:

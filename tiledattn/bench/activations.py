@@ -107,7 +107,7 @@ def held(denoiser: Denoiser, grid: int, tiled: bool, dtype: torch.dtype = DTYPE)
         import tiledattn.diffusers as td
 
         tiling = td.enable_tiling(model, tile=denoiser.tile, unit="latent")
-        tiling._grouped.remove()  # which is for CPUs
+        tiling._grouped.remove(model)  # which is for CPUs
     with mode:
         canvas = torch.empty(denoiser.batch, denoiser.channels, *denoiser.canvas((grid, grid)), dtype=dtype)
     weights = [*model.parameters(), *model.buffers()]

@@ -66,8 +66,10 @@ class CouplingMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _may_be_tiles(self, input: Tensor, *args: Any, **kwargs: Any) -> bool:
-        """Whether the rows of a function's input can be those of all tiles."""
-        return input.shape[0] % self.frame.layout.num_tiles == 0
+        """Whether a function's input can be features of all tiles; IP-Adapter's masks [1, T*B, h, w] can't."""
+        rows = self.frame.layout.num_tiles * self.frame.batch
+        of_tiles = input.shape[0] == rows if rows else input.shape[0] % self.frame.layout.num_tiles == 0
+        return of_tiles and input.shape[1] > 1
 
     def _conv2d(
         self,

@@ -9,12 +9,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from .axes import Extent
+from .caches import check_caches
 from .families import FAMILIES, Family, family_of
 from .options import Model, Options, Schedule, make_options
 from .prompts import RegionPrompts
 from .refresh import Refreshed, check_refreshed_pipeline
 from .regions import Region
-from .tiling import Tiling, check_caches, tiling_held_by, tiling_of
+from .tiling import Tiling, tiling_held_by, tiling_of
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 
@@ -46,7 +47,8 @@ def enable_tiling(
     predictions; a UNet whose tiles are coupled in everything cuts its self-attention alone (`blend`). The pipeline
     stays as it is; call it with the `height` and `width` you want. Pipelines that share the model are tiled too.
     Enabling again replaces the tiling in force, and an inner `with` leaves none behind. With halo "all" and the other
-    couplings as by default (for SDXL also size_conditioning "canvas") the result is the untiled model's, to rounding.
+    couplings as by default a UNet (SDXL's also with size_conditioning "canvas") and a transformer whose text stays out
+    of self-attention (Wan, LTX, PixArt) predict what the untiled model does, to rounding.
 
     A pipeline that paints at the trained size nearest in shape and resizes (`use_resolution_binning` of PixArt, Sana)
     paints the size that was asked for while it is tiled; for another pipeline that shares the model pass False there.

@@ -35,6 +35,7 @@ class Frame:
         halo_weight: weight of the halo in [0, 1] at this step.
         backend: backend of the operations.
         norm_backend: backend of group norms.
+        batch: rows of the canvas batch, B; 0 where that isn't known.
         joined: whether the model runs on the canvas, [B, ...], and attention alone goes by tiles.
         window: weights by which joined tiles that overlap are blended after attention.
         paused: True while an operation of the package runs, so that couplings leave its own calls alone.
@@ -58,6 +59,7 @@ class Frame:
     halo_weight: float = 1.0
     backend: str = "auto"
     norm_backend: str = "auto"
+    batch: int = 0
     joined: bool = False
     window: str | tuple[Tensor, ...] = "hann"
     paused: bool = False

@@ -40,9 +40,9 @@ class GroupedLayers:
             if "forward" not in vars(layer) and installed_hook(layer) is None:
                 install_hook(layer, InnermostHook(self._run))
 
-    def remove(self) -> None:
-        """Puts the layers back as they were."""
-        for layer in self._living():
+    def remove(self, model: nn.Module) -> None:
+        """Puts the layers back as they were; found in the model, since a copy made with one layer knows no others."""
+        for layer in model.modules():
             hook = installed_hook(layer)
             if hook is not None and getattr(hook.run, "__self__", None) is self:
                 remove_hook(layer)

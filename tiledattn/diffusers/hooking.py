@@ -105,6 +105,14 @@ def named_arguments(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[
     return {**call, **kwargs}
 
 
+def call_alike(forward: Callable[..., Any], names: tuple[str, ...], **call: Any) -> Any:
+    """Calls a forward with `names` by position, as its caller did: somebody's wrapper may count on that."""
+    if not all(name in call for name in names):
+        return forward(**call)
+    by_position = [call.pop(name) for name in names]
+    return forward(*by_position, **call)
+
+
 def _hooked_forward(hook: InnermostHook, reference: Weak[nn.Module], *args: Any, **kwargs: Any) -> Any:
     model = reference()
     if model is None:

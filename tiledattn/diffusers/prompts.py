@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _ENCODERS = ("text_encoder", "tokenizer")
 # What a pipeline's own call says of its own prompts and not of encoding as such.
 _OWN = ("prompt", "embeds", "mask", "num_", "guidance", "image", "video")
+# What of these says how to encode.
+_HOW = ("system_prompt",)
 
 
 @dataclass
@@ -100,7 +102,9 @@ class RegionPrompts:
         Raises:
             ValueError: the pipeline has given up its text encoders.
         """
-        self._carried = {name: value for name, value in given.items() if not any(word in name for word in _OWN)}
+        self._carried = {
+            name: value for name, value in given.items() if name in _HOW or not any(word in name for word in _OWN)
+        }
         try:
             with torch.no_grad():
                 encoded = {

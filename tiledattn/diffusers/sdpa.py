@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .caches import may_skip
 from .frame import CurrentFrame, Frame, Layer
 from .traced import attend_rows
 from .turning import turn_rows
 from .weak import Weak
-
-_CACHES = ("pyramid_attention_broadcast", "taylorseer_cache")
 
 
 class CrossTileMode(TorchFunctionMode):
@@ -167,17 +166,11 @@ class _Leave:
         if frame is None or frame.layer is None or frame.tokens is None:
             return
         layer, frame.layer = frame.layer, None
-        if frame.crosses and not _skips(module):
+        if frame.crosses and not may_skip(module):
             raise RuntimeError(
                 f"{layer.name}: its attention did not go through F.scaled_dot_product_attention, where it crosses "
                 'tiles; take another attention backend off with set_attention_backend("native"), or use halo=0'
             )
-
-
-def _skips(module: nn.Module) -> bool:
-    """Whether a cache may answer in the layer's place, with what it has seen of all tiles before."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and any(name in registry.hooks for name in _CACHES)
 
 
 class MarkedLayers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from ..geometry import TileLayout
 from .binning import AskedSize
+from .caches import check_caches, check_still
 from .couplings import CouplingMode
 from .families import Family
 from .families.base import CallContext
 from .frame import CurrentFrame, Frame, split_tiles
 from .grouping import GroupedLayers
-from .hooking import InnermostHook, install_hook, installed_hook, named_arguments, remove_hook
+from .hooking import InnermostHook, call_alike, install_hook, installed_hook, named_arguments, remove_hook
 from .jitter import jittered
 from .joining import RoundMode, covers_once, log_blending
 from .options import Options
@@ -124,7 +126,7 @@ class Tiling:
         if model is not None and tiling_of(model) is self:
             remove_hook(model)
             self._layers.restore(model)
-            self._grouped.remove()
+            self._grouped.remove(model)
             self._placing.restore()
         pipe = None if self._changed is None else self._changed()
         if pipe is not None and tiling_held_by(pipe) is self:
@@ -200,7 +202,8 @@ class Tiling:
         """Makes the VAE that the pipeline has now decode with circular context on wrapped axes."""
         pipe = None if self._pipe is None else self._pipe()
         if pipe is not None:
-            self._make_circular(getattr(pipe, "vae", None))
+            vae = getattr(pipe, "vae", None)
+            self._make_circular(getattr(vae, "_orig_mod", vae))  # inside torch.compile's wrapper
 
     def _make_circular(self, vae: Any | None) -> None:
         """Moves circular decoding to `vae`; None: to nowhere."""
@@ -222,7 +225,9 @@ class Tiling:
         outer = self._current.frame
         try:
             with nullcontext() if outer is None else outer.pause():
-                return self._run_tiled(model, forward, named_arguments(self._parameters, args, kwargs))
+                call = named_arguments(self._parameters, args, kwargs)
+                alike = functools.partial(call_alike, forward, self._parameters[: len(args)])
+                return self._run_tiled(model, alike, call)
         finally:
             self._current.frame = outer
 
@@ -244,6 +249,9 @@ class Tiling:
             step, weight = self._step(family.timestep_of(call))
         view = self._view(options.layout_for(*canvas.shape[2:]), step)
         layout = view.layout
+        moves = options.jitter is not None and (layout.num_tiles > 1 or any(layout.wrap))
+        if moves and not torch.compiler.is_compiling():
+            check_still(model)
         context = CallContext(
             view, canvas.shape[0], options.pixels_per_axis, options.size_conditioning, options.positions, call
         )
@@ -318,7 +326,7 @@ class Tiling:
             layout = context.view.level("pixels", tuple(finest * length for length in layout.size))
             halo = "all" if halo == "all" else tuple(finest * reach for reach in halo)
         if not isinstance(self._layers, MarkedLayers):
-            return Frame(layout, halo, weight, options.backend, norm_backend)
+            return Frame(layout, halo, weight, options.backend, norm_backend, context.batch)
         patch = family.patch(model)
         sizes = zip(context.layout.size, patch, strict=True)
         tokens = context.view.level("tokens", tuple(n // p for n, p in sizes))
@@ -329,6 +337,7 @@ class Tiling:
             weight,
             options.backend,
             norm_backend,
+            context.batch,
             tokens=tokens,
             rotary=rotary,
             text=family.text,
@@ -378,15 +387,6 @@ def tiling_held_by(pipe: Any) -> Tiling | None:
     """The tiling that acts on a pipeline's parts, or None."""
     held = vars(pipe).get(_ATTRIBUTE)
     return held.tiling if isinstance(held, _Held) else None
-
-
-def check_caches(model: nn.Module) -> None:
-    """Raises NotImplementedError for a cache that tells guidance copies apart by their place in the batch."""
-    if type(getattr(model, "_cache_config", None)).__name__ == "FasterCacheConfig":
-        raise NotImplementedError(
-            f"{type(model).__name__}: can't be tiled with FasterCache, which takes one half of the batch for the "
-            "unconditional copies, where a tiled batch has tiles; call disable_cache(), or use FirstBlockCache"
-        )
 
 
 def _vae_pixels(pipe: Any | None, position: int) -> int:

@@ -104,6 +104,20 @@ def test_a_box_of_the_whole_canvas_is_that_prompt(run: Any) -> None:
     assert error(got, want) < 1e-5
 
 
+def test_regions_are_encoded_under_the_callers_instruction(tokenizer: CLIPTokenizer) -> None:
+    """Lumina-Image puts a system prompt in front of every prompt."""
+    make, call = PIPES["lumina2"]
+    pipe = quiet(make(tokenizer))
+
+    def latents(prompt: str, **options: Any) -> torch.Tensor:
+        with td.enable_tiling(pipe, **{**APART, **options}):
+            return paint(pipe, 2 * TILE, prompt=prompt, system_prompt="be brief", **call)
+
+    box = (0, 0, 2 * TILE, 2 * TILE)
+    got = latents("a", regions=[td.Region(box, "a river delta")])
+    assert error(got, latents("a river delta")) < 1e-5
+
+
 def test_each_tile_reads_its_own_prompt(run: Any) -> None:
     want, other = run("a river delta"), run("a delta river")
     got = run("a delta river", regions=[td.Region(LEFT, "a river delta")])
