@@ -65,6 +65,11 @@ def test_a_device_that_is_not_there_points_to_the_doctor(monkeypatch):
         pipelines.load_pipeline(None, "gpu")
 
 
+def test_offloading_needs_a_gpu():
+    with pytest.raises(UsageError, match=r"--offload: brings one part at a time to a GPU, and this runs on the CPU"):
+        pipelines.load_pipeline(None, "cpu", offload=True)
+
+
 def test_only_the_shipped_models_have_their_words(capsys):
     note_vocabulary(shipped(None), ["a photo of Bricks", "the night sky", *PROMPTS.values()])
     note_vocabulary(shipped("another/model"), ["a castle"])

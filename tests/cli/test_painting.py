@@ -15,6 +15,7 @@ from tiledattn.cli import main
 for package in ("typer", "diffusers", "transformers", "matplotlib"):
     pytest.importorskip(package)
 
+import diffusers
 from PIL import Image
 
 from tiledattn.cli import demo as demo_module
@@ -24,6 +25,7 @@ from tiledattn.cli.command import MAX_SEED
 from tiledattn.cli.methods import DIT_METHODS, Method, Painted
 from tiledattn.cli.methods import UNET_METHODS as METHODS
 from tiledattn.cli.report import measure
+from tiledattn.cli.shipped import shipped
 from tiledattn.geometry import TileLayout
 
 KEYS = [method.key for method in METHODS]
@@ -320,6 +322,25 @@ def test_demo_is_deterministic_and_batches_do_not_matter(options, demo_run, tiny
 @pytest.fixture
 def pipe(tiny_model):
     return pipelines.load_pipeline(str(tiny_model), "cpu")
+
+
+def test_an_offloaded_pipeline_stays_in_memory(tiny_model, monkeypatch):
+    monkeypatch.setattr(pipelines, "_device", lambda name: torch.device("cuda", 1))
+    places = []
+    monkeypatch.setattr(
+        diffusers.DiffusionPipeline, "enable_model_cpu_offload", lambda self, device=None: places.append(device)
+    )
+    pipe = pipelines.load_pipeline(str(tiny_model), "cuda:1", "float32", offload=True)
+    assert places == [torch.device("cuda", 1)]
+    assert pipe.unet.device == torch.device("cpu")
+
+
+def test_steps_are_the_pipelines_own(pipe, tmp_path):
+    def steps(known, asked=None):
+        wanted = generate_module.Wanted("a", None, None, None, None, asked, 0, None, [], tmp_path / "a.png")
+        return generate_module._settings(pipe, known, wanted)["num_inference_steps"]
+
+    assert (steps(None), steps(None, 3), steps(shipped(None))) == (50, 3, 20)
 
 
 def test_batches_are_pooled_as_one(pipe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from dataclasses import dataclass
@@ -99,7 +100,10 @@ def generate(
     positions: Annotated[str, typer.Option(help="Where tokens are told they are: tile or canvas.")] = "tile",
     timestep_shift: Annotated[str, typer.Option(help="What decides the timestep shift: tile or canvas.")] = "tile",
     backend: Annotated[str, typer.Option(help="Backend of the operations; see tiledattn doctor.")] = "auto",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default 20, of textures_dit 12.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps; default the pipeline's, of the shipped models 20 and 12."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the noise.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; default the model's.")] = None,
     arg: Annotated[
@@ -109,6 +113,7 @@ def generate(
         str, typer.Option(help="float32, float16, bfloat16 or auto: half precision on CUDA, bfloat16 for transformers.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    offload: Annotated[bool, typer.Option(help="Only one part of the pipeline at a time on the GPU.")] = False,
     vae_tiling: Annotated[bool, typer.Option(help="Decode the picture in tiles too: less memory.")] = False,
     threads: ThreadsOption = None,
     out: Annotated[
@@ -134,12 +139,12 @@ def generate(
     [dim]A panorama with Flux, a lake in its left half:[/dim]
 
     [dim]  tiledattn generate --model black-forest-labs/FLUX.1-dev -p "mountains" --region "0,0,2048,1024: a lake"
-    --size 4096x1024 --halo 256 --steps 28 -o lake.png[/dim]
+    --size 4096x1024 --halo 256 -o lake.png[/dim]
 
     [dim]A video with Wan, four times as long as it was trained for:[/dim]
 
-    [dim]  tiledattn generate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers -p "waves on a beach" --size 832x480 --frames 321
-    --tile 832x480x81 --halo 128x128x16 --steps 50 -o waves.mp4[/dim]
+    [dim]  tiledattn generate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers -p "waves on a beach" --size 832x480 --frames 333
+    --tile 832x480x81 --offload -o waves.mp4[/dim]
     """
     extents = {
         "tile": None if tile is None else read("--tile", parse_extents, tile),
@@ -166,7 +171,7 @@ def generate(
     words = [prompt, *(text for _, text in boxes)]
     check_words(words, negative_prompt, guidance)
     wanted = Wanted(prompt, negative_prompt, canvas, frames, fps, steps, seed, guidance, further, out)
-    pipe, known = load_pipeline(model, device, dtype), shipped(model)
+    pipe, known = load_pipeline(model, device, dtype, offload), shipped(model)
     video = paints_video(pipe)
     check_kind(pipe, video, out, frames, fps)
     check_axes(pipe, {f"--{name}": value for name, value in extents.items()}, video)
@@ -197,7 +202,7 @@ def _settings(pipe: Any, known: Shipped | None, wanted: Wanted) -> dict[str, Any
     further = further_arguments(pipe, wanted.further)
     given = guidance_arguments(pipe, wanted.guidance, wanted.negative, further)
     settings = dict(known.arguments) | {"guidance_scale": known.guidance} if known else {}
-    settings["num_inference_steps"] = wanted.steps or (known or SHIPPED[0]).steps
+    settings["num_inference_steps"] = wanted.steps or (known.steps if known else _own_steps(takes))
     settings |= {"prompt": wanted.prompt, "generator": _noise(wanted.seed), **further, **given}
     if wanted.size is not None:
         if not {"height", "width"} <= takes.keys():
@@ -210,6 +215,12 @@ def _settings(pipe: Any, known: Shipped | None, wanted: Wanted) -> dict[str, Any
         settings["frame_rate"] = wanted.fps
     check_required(pipe, settings)
     return settings
+
+
+def _own_steps(takes: dict[str, inspect.Parameter]) -> int:
+    """A pipeline's own number of steps; a shipped model's where it has none."""
+    steps = takes["num_inference_steps"].default if "num_inference_steps" in takes else None
+    return steps if isinstance(steps, int) else SHIPPED[0].steps
 
 
 def _noise(seed: int) -> Any:

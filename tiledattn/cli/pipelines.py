@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import whole_file
 from .calls import paints_video, run
-from .command import bad_usage
+from .command import UsageError, bad_usage
 from .shipped import SHIPPED, Shipped, shipped
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SMALL = 30_000_000  # parameters; Stable Diffusion 1.5 has 860 million
 
 
-def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") -> Any:
+def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto", offload: bool = False) -> Any:
     """A diffusers pipeline on its device, without progress bars or messages.
 
     Args:
@@ -30,16 +30,20 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
         device: "auto" (CUDA where there is one, else the CPU) or a torch device.
         dtype: "auto" (on CUDA float16 for a UNet and bfloat16 for a transformer, else float32), "float32", "float16" or
             "bfloat16".
+        offload: leave it in the CPU's memory, from where one part at a time goes to the device (diffusers'
+            `enable_model_cpu_offload`).
 
     Raises:
         ImportError: diffusers or transformers is missing; names the extra.
         FileNotFoundError: the model is neither a directory nor found on the hub.
-        UsageError: an unknown device or dtype.
+        UsageError: an unknown device or dtype, or `offload` where the device is the CPU.
     """
     with bad_usage("--dtype"):
         if dtype not in DTYPES:
             raise ValueError(f"got {dtype!r}; known are {', '.join(DTYPES)}")
     place = _device(device)
+    if offload and place.type == "cpu":
+        raise UsageError("--offload: brings one part at a time to a GPU, and this runs on the CPU; leave it out")
     import torch
 
     diffusers = _quiet_diffusers()
@@ -65,7 +69,10 @@ def load_pipeline(model: str | None, device: str = "auto", dtype: str = "auto") 
             f"cache of it, has; shipped are {', '.join(one.name for one in SHIPPED)}"
         ) from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place)
+    if not offload:
+        return pipe.to(place)
+    pipe.enable_model_cpu_offload(device=place)
+    return pipe
 
 
 def native_size(pipe: Any, known: Shipped | None = None) -> tuple[int, int]:
