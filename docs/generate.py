@@ -40,9 +40,9 @@ def families_table() -> str:
     from tiledattn.diffusers.families import Family
 
     rows = [
-        "| models | denoiser | tested pipelines | canvas | attention crosses borders | positions | region prompts "
-        "| good to know |",
-        "|---|---|---|---|---|---|---|---|",
+        "| models | denoiser | tested pipelines | canvas | native tile | attention crosses borders | positions "
+        "| region prompts | good to know |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:
         halo = "yes" if family.no_halo is None else f"no: {family.no_halo}"
@@ -53,6 +53,7 @@ def families_table() -> str:
             _code(family.classes),
             _code(family.pipelines),
             ", ".join(family.axes),
+            (family.native_tile.__doc__ or "").splitlines()[0].rstrip("."),
             halo,
             f"{family.positions}{where}",
             regions,

@@ -1,4 +1,4 @@
-"""tiledattn: diffusion models that paint far beyond the size they were trained for, without seams.
+"""tiledattn: diffusion models that paint far beyond the size they were trained for, in tiles that see across borders.
 
 A canvas is cut into tiles; all tiles are denoised together, everything that mixes positions crosses tile borders
 (attention by a halo, convolutions by rings, norms by their scope), and predictions are blended into one canvas.
