@@ -92,7 +92,8 @@ def enable_tiling(
             pixels whatever the unit. A tile's conditioning is the mean of the prompts, weighed by how much of it each
             box covers; the call's own prompt fills the rest. The negative prompt holds everywhere. Needs a pipeline.
         jitter: seed of a shift of the grid of tiles that is another one at every step, so that what is left of seams
-            never falls on the same place; None: the grid stays. Height and width are shifted, by less than a tile.
+            never falls on the same place; None: the grid stays. Height and width are shifted, by less than a tile. Not
+            with diffusers' caches between steps.
         refresh: what to paint anew: a mask [height, width] in pixels or positions of the canvas, True or above 0 where
             to paint, or indices of tiles. Only the tiles that it touches run, with the neighbours that they see; the
             prediction elsewhere is 0. For inpainting pipelines that put the rest back at every step, and for loops of
