@@ -24,7 +24,7 @@ for these sources) is not done again:
 
 environment: PYTHON (.venv/bin/python beside bench, else python3), TILEDATTN_GPU_JOBS (test processes at a time, with pytest-xdist),
   TILEDATTN_COMMIT (for a copy without .git), TILEDATTN_GPU_SHARES, default "environment=30 build=120 tests=180 sanitizers=70 benchmark=120 scaling=0 quality=0"
-exit status: 0 all done, 1 a stage failed, 2 wrong usage or something is missing, 130 stopped
+exit status: 0 all done, or as much of benchmark, scaling and quality as the time allowed, 1 a stage failed, 2 wrong usage or something is missing, 130 stopped
 TEXT
 }
 
@@ -38,6 +38,7 @@ PYTHON=${PYTHON:-python3}
 OUT='' DEVICE=cuda SECONDS_IN_ALL=520 FORCE='' ONLY=()
 SKIPPED=77 # exit status of a stage that can't run here and says why
 MISSING=78 # of one that lacks something
+CUT_SHORT=79 # of one that goes on where it stopped, when the same command is run again
 
 fail() {
   echo "gpu.sh: $1" >&2
@@ -103,7 +104,7 @@ run_tests() {
   local files options=(-p no:cacheprovider -rfEs --junitxml "$OUT/.tests.xml")
   mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu\b|import .*\bMARKS\b' tests)
   if "$PYTHON" -c 'import xdist' 2>/dev/null; then
-    options+=(-n "${TILEDATTN_GPU_JOBS:-$(($(nproc) > 12 ? 6 : ($(nproc) + 1) / 2))}")
+    options+=(--dist worksteal -n "${TILEDATTN_GPU_JOBS:-$(($(nproc) > 12 ? 6 : ($(nproc) + 1) / 2))}")
   fi
   local status=0
   "$PYTHON" -m pytest -m gpu "${options[@]}" "${files[@]}" || status=$?
@@ -138,7 +139,11 @@ run_sanitizers() {
 }
 
 run_benchmark() {
-  "$PYTHON" -m tiledattn.bench --device "$DEVICE" --out "$OUT" --seconds "$((LIMIT * 4 / 5))" --case-seconds 3
+  "$PYTHON" -m tiledattn.bench --device "$DEVICE" --out "$OUT" --seconds "$((LIMIT * 4 / 5))" --case-seconds 3 || {
+    local status=$?
+    ((status != 3)) || return "$CUT_SHORT" # its seconds ran out
+    return "$status"
+  }
 }
 
 run_scaling() {
@@ -213,6 +218,7 @@ for stage in "${STAGES[@]}"; do
     0) outcome="done in $((SECONDS - began)) s" ;;
     "$SKIPPED") outcome="skipped: $(tail -n 1 "$OUT/$LOG")" ;;
     "$MISSING") outcome="something is missing" ;;
+    "$CUT_SHORT") outcome="out of time after $((SECONDS - began)) s; the same command goes on here" ;;
     124 | 137) outcome="stopped after its $limit s" ;;
     *) outcome="failed with status $status" ;;
   esac
@@ -222,6 +228,7 @@ for stage in "${STAGES[@]}"; do
     mv "$OUT/.$stage.done" "$OUT/$stage.done"
     continue
   fi
+  ((status != CUT_SHORT)) || continue
   if optional "$stage" && ((status == 124 || status == 137)); then continue; fi
   FAILED=1
   tail -n 20 "$OUT/$LOG" | sed 's/^/  | /'

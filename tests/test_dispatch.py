@@ -121,6 +121,58 @@ def test_a_right_kernel_is_taken(broken):
     assert dispatch.explain("pad_tiles", CPU, torch.float32)["broken"] is None
 
 
+def rounded(op, dtype):
+    """An operation of the PyTorch backend, its results rounded to a shorter mantissa."""
+
+    def run(*tensors, **options):
+        return [x.to(dtype).to(x.dtype) for x in getattr(pytorch, op)(*tensors, **options)]
+
+    return run
+
+
+@pytest.mark.parametrize("op", ["cross_tile_attention", "cross_tile_attention_backward"])
+def test_tfloat32_is_measured_by_float16_where_it_is_allowed(broken, monkeypatch, op):
+    broken.cross_tile_attention = pytorch.cross_tile_attention
+
+    def check(dtype):
+        setattr(broken, op, rounded(op, dtype))
+        selfcheck._checked.cache_clear()
+        return selfcheck.failed_self_check(broken, pytorch, op, CPU, torch.float32, 64)
+
+    assert "erred by" in check(torch.float16)
+    monkeypatch.setattr(selfcheck, "_as_tfloat32", lambda op, device, dtype: True)
+    assert check(torch.float16) is None
+    assert "erred by" in check(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("op", "device", "dtype", "setting", "expected"),
+    [
+        ("cross_tile_attention", "cuda", torch.float32, "tf32", True),
+        ("cross_tile_attention_backward", "cuda", torch.float32, "tf32", True),
+        ("cross_tile_attention", "cuda", torch.float32, "ieee", False),
+        ("cross_tile_attention", "cuda", torch.float32, "none", False),
+        ("cross_tile_attention", "cuda", torch.bfloat16, "tf32", False),
+        ("cross_tile_attention", "cpu", torch.float32, "tf32", False),
+        ("blend_tiles", "cuda", torch.float32, "tf32", False),
+    ],
+)
+def test_what_may_be_multiplied_as_tfloat32(monkeypatch, op, device, dtype, setting, expected):
+    monkeypatch.setattr(torch.backends.cuda, "matmul", types.SimpleNamespace(fp32_precision=setting))
+    assert selfcheck._as_tfloat32(op, torch.device(device), dtype) is expected
+
+
+@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("full"), RuntimeError("pad_tiles_cuda: out of memory")])
+def test_a_check_without_memory_is_made_again(broken, problem):
+    def full(*args, **kwargs):
+        raise problem
+
+    broken.pad_tiles = full
+    assert "ran out of memory" in dispatch.explain("pad_tiles", CPU, torch.float32)["broken"]
+    broken.pad_tiles = pytorch.pad_tiles
+    assert dispatch.explain("pad_tiles", CPU, torch.float32)["broken"] is None
+
+
 def test_an_operation_that_a_backend_lacks_is_passed_over(broken):
     assert without("broken", "blend_tiles") == dispatch.select("blend_tiles", "auto", CPU, torch.float32).NAME
     with pytest.raises(ta.BackendUnavailableError, match="it has no blend_tiles"):

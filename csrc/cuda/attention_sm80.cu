@@ -1,6 +1,7 @@
 // Shapes and launches of the sm_80 kernel.
 
 #include "cuda/attention_sm80.cuh"
+#include "cuda/errors.h"
 
 namespace tiledattn::cuda {
 namespace {
@@ -18,7 +19,7 @@ const char* launch(const AttentionArguments& a, cudaStream_t stream) {
     kernel<<<static_cast<unsigned>(blocks), S::kThreads, S::kSharedBytes, stream>>>(a);
     error = cudaGetLastError();
   }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return told(error);
 }
 
 template <typename T>

@@ -1,6 +1,7 @@
 // Tensor maps, shapes and launches of the sm_90a kernel.
 
 #include "cuda/attention_sm90.cuh"
+#include "cuda/errors.h"
 
 namespace tiledattn::cuda {
 namespace {
@@ -19,7 +20,7 @@ Encode find_encode() {
 #else
   const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &status);
 #endif
-  if (error != cudaSuccess || status != cudaDriverEntryPointSuccess) return nullptr;
+  if (told(error) || status != cudaDriverEntryPointSuccess) return nullptr;
   return reinterpret_cast<Encode>(found);
 }
 
@@ -74,7 +75,7 @@ const char* launch(const AttentionArguments& a, const HaloBoxes& halo, Attention
     kernel<<<blocks, S::kThreads, S::kSharedBytes, stream>>>(a, halo, maps);
     error = cudaGetLastError();
   }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return told(error);
 }
 
 template <typename T>

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/errors.h"
+
 namespace tiledattn::cuda {
 namespace {
 
@@ -16,9 +18,7 @@ int runtime_version() {
 
 const char* device_error() {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, nothing);
-  cudaGetLastError();  // told here, and not to whoever asks next
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return told(cudaFuncGetAttributes(&attributes, nothing));
 }
 
 }  // namespace tiledattn::cuda

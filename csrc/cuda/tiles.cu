@@ -1,5 +1,6 @@
 #include "cuda/tiles_start.h"
 
+#include "cuda/errors.h"
 #include "cuda/tiles.cuh"
 
 namespace tiledattn::cuda {
@@ -11,8 +12,7 @@ const char* start_kernel(const Call& call, void* stream) {
     const dim3 blocks(arguments.work.grid_x, arguments.work.grid_y);
     const dim3 threads(arguments.work.across, arguments.work.down);
     kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
-    const cudaError_t error = cudaGetLastError();
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+    return told(cudaGetLastError());
   });
 }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import assert_within_budget, layouts, poison
 
 import tiledattn as ta
-from tiledattn.backends import cuda, cuda_tiles, native_library, reference
+from tiledattn.backends import cuda, cuda_attention, cuda_tiles, native_library, reference
 from tiledattn.backends.tables import window_tables
 
 OPS = torch.ops.tiledattn
@@ -100,6 +100,22 @@ def test_an_old_device_and_one_without_kernels_are_rejected(h200):
     h200.update(capability=(10, 0), problem="no kernel image is available for execution on the device")
     found = cuda.rejects("pad_tiles", GPU, torch.float32, 0)
     assert re.match(r"pad_tiles: cuda:0 \(compute capability 10.0, built for .*\): no kernel image", found)
+
+
+def test_a_full_device_is_asked_again(h200):
+    h200["problem"] = "out of memory"
+    assert cuda.rejects("pad_tiles", GPU, torch.float32, 0) == "pad_tiles: cuda:0: out of memory"
+    h200["problem"] = ""
+    assert cuda.rejects("pad_tiles", GPU, torch.float32, 0) is None
+
+
+def test_expanded_tensors_are_nothing_for_the_copy_engine():
+    x = torch.zeros(4, 2, 16, 2, 64, dtype=torch.float16)
+    assert cuda_attention._takes_boxes(x, x, x)
+    one = x[:, :, :, :1]
+    assert cuda_attention._takes_boxes(x, one, one)
+    for tensors in ((x, one.expand_as(x), x), (x, x, one.expand_as(x)), (one.expand_as(x), x, x)):
+        assert not cuda_attention._takes_boxes(*tensors)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("timeout"), reason="needs GNU t
 STUB = """#!/bin/sh
 echo "$@" "TILEDATTN_CUDA=$TILEDATTN_CUDA" >> {notes}
 case "$*" in
-  *"{breaks}"*) echo "{breaks} is broken" >&2; exit 5 ;;
+  *"{breaks}"*) echo "{breaks} is broken" >&2; exit {status} ;;
   *"{hangs}"*) sleep 300 ;;
   *bench.environment*) echo '{{"date": "today"}}' ;;
 esac
@@ -36,9 +36,9 @@ def script(tmp_path):
     """Runs the script with a stub for Python; returns the finished process and what the stub was called with."""
     notes = tmp_path / "notes"
 
-    def run(*arguments, breaks="~none~", hangs="~none~", script=SCRIPT, python=None, **options):
+    def run(*arguments, breaks="~none~", status=5, hangs="~none~", script=SCRIPT, python=None, **options):
         stub = python or tmp_path / "python"
-        stub.write_text(STUB.format(notes=notes, breaks=breaks, hangs=hangs))
+        stub.write_text(STUB.format(notes=notes, breaks=breaks, status=status, hangs=hangs))
         stub.chmod(0o755)
         notes.write_text("")
         call = subprocess.run if "start" not in options else subprocess.Popen
@@ -221,6 +221,19 @@ def test_what_is_cut_short_is_no_failure_only_where_it_may_be(script, tmp_path, 
     assert done.returncode == 0
     assert not list((tmp_path / "out").glob("*.done"))
     done, _ = script("out", "--device", "cpu", "--only", "tests", "--seconds", "3", script=copy, hangs="pytest")
+    assert done.returncode == 1
+
+
+def test_a_benchmark_that_its_time_cut_short_goes_on_and_is_no_failure(script, tmp_path):
+    only = ("--only", "benchmark", "--only", "scaling")
+    done, notes = script("out", "--device", "cpu", *only, breaks="bench --device", status=3)
+    assert re.search(r"benchmark: out of time after \d+ s; the same command goes on here", done.stdout)
+    assert done.returncode == 0
+    assert [p.name for p in (tmp_path / "out").glob("*.done")] == ["scaling.done"]
+    done, notes = script("out", "--device", "cpu", *only)
+    assert "-m tiledattn.bench --device cpu" in notes.read_text()
+    assert "bench scaling" not in notes.read_text()
+    done, _ = script("out", "--device", "cpu", "--only", "tests", breaks="pytest", status=3)
     assert done.returncode == 1
 
 

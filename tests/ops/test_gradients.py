@@ -232,6 +232,6 @@ def wrong(grad_out, grad_lse, q, *rest, **options):
 
 def test_a_wrong_backward_fails_the_self_check(spy):
     device = torch.device("cpu")
-    assert selfcheck._compare(spy, pytorch, OP, device, torch.float32, 16) is None
+    assert selfcheck._compare(spy, pytorch, OP, device, torch.float32, 16, torch.float32) is None
     spy.cross_tile_attention_backward = wrong
-    assert "erred by" in selfcheck._compare(spy, pytorch, OP, device, torch.float32, 16)
+    assert "erred by" in selfcheck._compare(spy, pytorch, OP, device, torch.float32, 16, torch.float32)

@@ -43,6 +43,10 @@ def probe() -> str | None:
     return reason
 
 
+class _OutOfMemoryError(RuntimeError):
+    """The device has no room for the library's code now; the message says so. Not remembered."""
+
+
 @cache
 def _device_reason(index: int) -> str | None:
     """Why no kernel of the library runs on a device, or None."""
@@ -51,6 +55,8 @@ def _device_reason(index: int) -> str | None:
         return f"compute capability {capability[0]}.{capability[1]} of cuda:{index} is below 8.0"
     with torch.cuda.device(index):
         problem: str = torch.ops.tiledattn.native_cuda_reason()
+    if "out of memory" in problem:
+        raise _OutOfMemoryError(f"cuda:{index}: {problem}")
     if problem:
         built = ", ".join(map(str, native_library.build_report().get("cuda_architectures", [])))  # type: ignore[call-overload]
         return f"cuda:{index} (compute capability {capability[0]}.{capability[1]}, built for {built}): {problem}"
@@ -72,5 +78,8 @@ def rejects(op: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
             return f"{op}: head dim {head_dim} is above {MAX_HEAD_DIM[dtype]}"
         if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision in ("ieee", "none"):
             return f"{op}: float32 is multiplied as tfloat32, which torch.backends.cuda.matmul.fp32_precision forbids"
-    reason = _device_reason(torch.cuda.current_device() if device.index is None else device.index)
+    try:
+        reason = _device_reason(torch.cuda.current_device() if device.index is None else device.index)
+    except _OutOfMemoryError as now:
+        reason = str(now)
     return None if reason is None else f"{op}: {reason}"

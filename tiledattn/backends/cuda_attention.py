@@ -167,6 +167,7 @@ def _takes_boxes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         q.dtype != torch.float32
         and q.shape[-1] <= 128
         and (batch == 1 or all(x.stride(0) == batch * x.stride(1) for x in (k, v)))
+        and not any(0 in _strides(x) for x in (q, k, v))
     )
 
 
@@ -185,11 +186,15 @@ def _launch_boxes(*arguments: object) -> None:
     getattr(torch.ops.tiledattn, SM90_OPERATOR)(*arguments)
 
 
+def _strides(x: Tensor) -> list[int]:
+    """Of its dims but the last, where they have more than one entry."""
+    return [stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
+
+
 def _on_chunks(x: Tensor, padding: int) -> Tensor:
     """`x` with `padding` zeros after its last dim, every row of it on 16 bytes; itself where nothing is to be done."""
     if padding:
         return F.pad(x, (0, padding)).contiguous()
-    strides = [stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
-    starts = (x.data_ptr(), *(stride * x.element_size() for stride in strides))
+    starts = (x.data_ptr(), *(stride * x.element_size() for stride in _strides(x)))
     aligned = x.stride(-1) == 1 and not any(start % CHUNK_BYTES for start in starts)
     return x if aligned else x.clone(memory_format=torch.contiguous_format)

@@ -22,25 +22,39 @@ _captured: dict[int, object] = {}  # tables that a CUDA graph reads whenever it 
 
 def cached(most: int) -> Callable[[Callable[Args, Result]], Callable[Args, Result]]:
     """For functions that make tables: keeps the last `most` results, by value, and for good those that are asked for
-    while a CUDA graph is being captured. Tables that are first made in inference mode serve in training too.
+    while a CUDA graph is being captured. Tables that are first made in inference mode serve in training too, and those
+    that other CUDA streams read than the one they were made on aren't overwritten before these are done.
     """
 
     def decorate(make: Callable[Args, Result]) -> Callable[Args, Result]:
         @lru_cache(maxsize=most)
         def remembered(*args: Any, **kwargs: Any) -> Any:
             with torch.inference_mode(False), torch.no_grad():
-                return make(*args, **kwargs)
+                tables = make(*args, **kwargs)
+            on_gpu = _on_gpu(tables)
+            return tables, on_gpu, torch.cuda.current_stream(on_gpu[0].device) if on_gpu else None
 
         @wraps(make)
         def wrapper(*args: Args.args, **kwargs: Args.kwargs) -> Result:
-            tables: Result = remembered(*args, **kwargs)  # type: ignore[arg-type]
+            tables, on_gpu, home = remembered(*args, **kwargs)  # type: ignore[arg-type]
             if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
                 _captured[id(tables)] = tables
-            return tables
+            elif on_gpu and (stream := torch.cuda.current_stream(on_gpu[0].device)) != home:
+                for x in on_gpu:
+                    x.record_stream(stream)
+            found: Result = tables
+            return found
 
         return wrapper
 
     return decorate
+
+
+def _on_gpu(tables: object) -> list[Tensor]:
+    """The tensors in it, and in tuples in it, that are on a CUDA device."""
+    if isinstance(tables, Tensor):
+        return [tables] if tables.is_cuda else []
+    return [x for part in tables for x in _on_gpu(part)] if isinstance(tables, tuple) else []
 
 
 class AttentionTables(NamedTuple):
