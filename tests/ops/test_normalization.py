@@ -115,3 +115,46 @@ def test_gradients_are_those_of_the_definition(backend, scope):
     ways = gradients(torch.float32, by_backend), gradients(torch.float32, plain), gradients(torch.float64, plain)
     for found, usual, exact in zip(*ways, strict=True):
         assert_within_budget(found, usual, exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("overlap", [0, 4])
+@pytest.mark.parametrize(("offset", "spread"), [(3, 0.01), (30, 1), (1000, 1)])
+def test_tiles_beyond_the_scope_cost_no_digits(backend, learning, overlap, offset, spread):
+    """Half of the canvas lies far from the other."""
+    layout = ta.TileLayout((128,), (16,), overlap)
+    torch.manual_seed(0)
+    canvas = torch.randn(2, 8, 128) * spread
+    canvas[..., 64:] += offset
+    tiles = ta.extract_tiles(canvas, layout)
+    exact = ta.group_norm_tiles(tiles.double(), layout, 2, scope="neighbours", backend="reference")
+    found = ta.group_norm_tiles(tiles.requires_grad_(learning), layout, 2, scope="neighbours", backend=backend)
+    plain = plain_group_norm(tiles.detach(), layout, 2, None, None, 1e-5, "neighbours")
+    for t in (0, 1, layout.num_tiles - 2, layout.num_tiles - 1):
+        assert_within_budget(found[t].detach(), plain[t], exact[t])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("learning", [False, True])
+def test_what_does_not_vary_becomes_nearly_nothing(backend, learning):
+    """Not quite 0: a multiply-add of 1000 and 1 / sqrt(eps) rounds to thousandths."""
+    layout = ta.TileLayout((128,), (16,))
+    tiles = torch.zeros(8, 1, 2, 16)
+    tiles[4:] = 1000.0
+    found = ta.group_norm_tiles(tiles.requires_grad_(learning), layout, 1, scope="neighbours", backend=backend)
+    assert found[0].abs().max() == 0
+    assert found[7].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("overlap", [0, 4])
+def test_nan_stays_in_its_scope(backend, learning, overlap):
+    layout = ta.TileLayout((128,), (16,), overlap)
+    tiles = torch.randn(layout.num_tiles, 1, 4, 16)
+    tiles[0, 0, 0, 0] = float("nan")
+    exact = ta.group_norm_tiles(tiles, layout, 2, scope="neighbours", backend="reference")
+    found = ta.group_norm_tiles(tiles.requires_grad_(learning), layout, 2, scope="neighbours", backend=backend)
+    assert torch.equal(found.isnan(), exact.isnan())
+    assert not found[3:].isnan().any()

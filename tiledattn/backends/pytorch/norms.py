@@ -119,10 +119,10 @@ def _tile_moments(x: Tensor, layout: TileLayout) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(x, dim=-1, correction=0)
         return mean, var
     x = x.reshape(*x.shape[:3], -1, layout.tile_positions)
-    mask = _owned_positions(layout, x.device).to(x.dtype)[:, None, None, None, :]
-    total = (mask.sum((-1, -2)) * x.shape[3]).clamp(min=1)
-    mean = (x * mask).sum((-1, -2)) / total
-    var = ((x - mean[..., None, None]).square() * mask).sum((-1, -2)) / total
+    owned = _owned_positions(layout, x.device)[:, None, None, None, :]
+    total = (owned.sum((-1, -2)) * x.shape[3]).clamp(min=1)
+    mean = x.where(owned, 0).sum((-1, -2)) / total
+    var = (x - mean[..., None, None]).where(owned, 0).square().sum((-1, -2)) / total
     return mean, var
 
 
@@ -140,38 +140,36 @@ def _owned_positions(layout: TileLayout, device: torch.device) -> Tensor:
 def _merge_moments(mean: Tensor, var: Tensor, layout: TileLayout, scope: str) -> tuple[Tensor, Tensor]:
     """Moments over the scope, [T or 1, B, G], from each tile's.
 
-    Both scopes are products over the axes, so one axis is summed after the other. A common centre is taken out first:
-    squares of large means would cancel.
+    Both scopes are products over the axes, so one axis is merged after the other. Means are taken from that of their
+    own scope before they are squared, and from one in it before they are weighed: equal ones stay what they are.
     """
-    centre = mean.mean(0, keepdim=True)
-    apart = mean - centre
-    moments = torch.stack([torch.ones_like(apart), apart, var + apart.square()], -1)
-    moments = moments.reshape(*layout.grid, *moments.shape[1:])
+    mean, var = (x.reshape(*layout.grid, *x.shape[1:]) for x in (mean, var))
     for d in range(len(layout.grid)):
-        tables = _axis_shares(layout, d, scope, mean.device, mean.dtype)
-        moments = _sum_axis(moments, d, *tables)
-    total, first, second = moments.flatten(0, len(layout.grid) - 1).unbind(-1)
-    merged = first / total
-    return centre + merged, (second / total - merged.square()).clamp(min=0)
+        places, shares = _axis_shares(layout, d, scope, mean.device, mean.dtype)
+        shares = shares.view(*shares.shape, *(1,) * (mean.ndim - d - 1))
+        means, variances = (_pick(x, d, places).where(shares > 0, 0) for x in (mean, var))
+        one = means.narrow(d + 1, 0, 1)
+        merged = one + ((means - one) * shares).sum(d + 1, keepdim=True)
+        mean, var = merged.squeeze(d + 1), (((means - merged).square() + variances) * shares).sum(d + 1)
+    return mean.flatten(0, len(layout.grid) - 1), var.flatten(0, len(layout.grid) - 1)
 
 
-def _sum_axis(x: Tensor, d: int, places: Tensor, shares: Tensor) -> Tensor:
-    """Along dim d: entry i becomes the sum over k of shares[i, k] * x[places[i, k]]."""
-    picked = x.index_select(d, places.flatten())
-    picked = picked.view(*x.shape[:d], *places.shape, *x.shape[d + 1 :])
-    return (picked * shares.view(*shares.shape, *(1,) * (picked.ndim - d - 2))).sum(d + 1)
+def _pick(x: Tensor, d: int, places: Tensor) -> Tensor:
+    """Along dim d: entry [i, k] is entry places[i, k] of x."""
+    return x.index_select(d, places.flatten()).view(*x.shape[:d], *places.shape, *x.shape[d + 1 :])
 
 
 @cached(256)
 def _axis_shares(
     layout: TileLayout, d: int, scope: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Along axis d: which tiles count [n or 1, K] and for how much: nearness times the positions they own."""
+    """Along axis d: which tiles count [n or 1, K], and for which share: nearness times the positions they own, of all."""
     axis = layout.axes[d]
     owned = axis_owned(axis).sum(1)
     if scope == "canvas":
         places, near = np.arange(len(owned))[None], np.ones((1, len(owned)))
     else:
         places, near = axis_nearness(axis)
-    shares = near * owned[places] / axis.length
+    shares = near * owned[places]
+    shares /= shares.sum(1, keepdims=True)
     return torch.from_numpy(places).to(device), torch.from_numpy(shares).to(device=device, dtype=dtype)
