@@ -24,7 +24,7 @@ struct Schedule {
   int64_t items, most_columns;
 };
 
-inline bool halo_is_seen(const AttentionCall& call) { return call.halo_weight > 0.0f; }
+inline bool halo_is_seen(const AttentionCall& call) { return call.halo_weight > 0.0; }
 
 inline int64_t halo_length(const AttentionCall& call, int64_t of_class) {
   int64_t length = 0;

@@ -31,7 +31,7 @@ void cross_tile_attention_cpu(Tensor q, Tensor k, Tensor v, std::optional<Tensor
   read_sizes(call, q, k, v);
   call.prefix = num_prefix_tokens;
   read_mask(call, prefix_mask);
-  call.halo_weight = static_cast<float>(halo_weight);
+  call.halo_weight = halo_weight;
   call.scale = static_cast<float>(scale);
   read_runs(call, class_of_tile, run_starts, runs);
   read_results(call, q, out, lse);

@@ -68,7 +68,7 @@ void cross_tile_attention_backward_cpu(Tensor grad_out, std::optional<Tensor> gr
   read_sizes(sizes, q, k, v);
   sizes.prefix = num_prefix_tokens;
   read_mask(sizes, prefix_mask);
-  sizes.halo_weight = static_cast<float>(halo_weight);
+  sizes.halo_weight = halo_weight;
   sizes.scale = static_cast<float>(scale);
   read_runs(sizes, class_of_tile, run_starts, runs);
   call.out = read_like_q("out", out, q), call.grad_out = read_like_q("grad_out", grad_out, q);

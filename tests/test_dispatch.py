@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 import types
 
 import pytest
@@ -197,3 +199,18 @@ def test_a_refusal_says_where_the_name_came_from(monkeypatch):
     monkeypatch.setenv("TILEDATTN_BACKEND", "cuda")
     with pytest.raises(ta.BackendUnavailableError, match="named by the environment variable TILEDATTN_BACKEND"):
         ta.extract_tiles(canvas, layout)
+
+
+def test_a_first_backward_in_a_batch_of_them_is_checked_like_any():
+    code = """
+import torch, tiledattn as ta
+from tiledattn import dispatch
+q = torch.randn(4, 1, 9, 2, 8, requires_grad=True)
+out = ta.cross_tile_attention(q, q, q, ta.TileLayout((6, 6), 3), 2)
+torch.autograd.grad(out, q, torch.ones(2, *out.shape), is_grads_batched=True)
+reasons = dispatch.explain("cross_tile_attention_backward", torch.device("cpu"), torch.float32, 8)
+print(reasons["cpu"] or "taken")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "self-check" not in done.stdout

@@ -41,7 +41,7 @@ struct AttentionCall {
 
   const bool* prefix_mask;  // [T, B, P], true = attend; null: all attend
   int64_t mask_stride[3];
-  float halo_weight;  // in [0, 1]; its logarithm is added to the logits of halo tokens
+  double halo_weight;  // in [0, 1], as small as they come; its logarithm is added to the logits of halo tokens
   float scale;
 
   // the halo of tile t: runs[run_starts[c]] ... runs[run_starts[c + 1] - 1] with c = class_of_tile[t]

@@ -100,7 +100,7 @@ class KeyPass {
       for (int64_t i = 0; i < item_.tokens * at_.value_row; i += kWidth) store(memory_ + total + i, Vec::zero());
     }
     if (item_.lender < sizes_.tiles) meet_tile(0);
-    if (sizes_.halo_weight > 0.0f) {
+    if (sizes_.halo_weight > 0.0) {
       const Borrowers borrowers(call_.reversed, item_.lender);
       int64_t delta = 0;
       for (int64_t least = -item_.lender; borrowers.next(least, &delta); least = delta + 1) {

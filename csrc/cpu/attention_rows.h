@@ -36,7 +36,7 @@ inline bool hidden(const AttentionCall& call, int64_t tile, int64_t batch, int64
 
 /// What is added to the logits of halo keys, in base 2.
 inline float halo_bias(const AttentionCall& call) {
-  return call.halo_weight == 1.0f ? 0.0f : std::log2(call.halo_weight);
+  return call.halo_weight == 1.0 ? 0.0f : static_cast<float>(std::log2(call.halo_weight));
 }
 
 /// The keys of an item in order: own tokens, then the runs of the halo.

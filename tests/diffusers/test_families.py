@@ -73,6 +73,15 @@ def test_one_tile_equals_the_stock_model(case: Case, batch: int) -> None:
 
 
 @EVERY
+def test_a_default_device_changes_nothing(case: Case) -> None:
+    model, call = case.build(), case.call(case.size, 1, torch.float32)
+    with td.enable_tiling(model, tile=case.tile, unit="latent"):
+        want = run(model, call)
+    with torch.device("meta"), td.enable_tiling(model, tile=case.tile, unit="latent"):
+        assert torch.equal(run(model, call), want)
+
+
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_several_tiles(case: Case, dtype: torch.dtype) -> None:
     model = case.build().to(dtype)

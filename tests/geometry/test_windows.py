@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from support import layouts
 
 from tiledattn.geometry import WINDOWS, normalized_windows, window_weights
+from tiledattn.geometry.windows import normalize_axis
 
 
 @given(st.sampled_from(WINDOWS), st.integers(1, 40), st.data())
@@ -41,3 +42,12 @@ def test_unknown_window_is_named():
 def test_a_tile_that_is_none_is_refused(tile, overlap):
     with pytest.raises(ValueError, match=f"tile, overlap: got {tile} and {overlap}"):
         window_weights("hann", tile, overlap)
+
+
+@given(layouts(axes=(1, 1)), st.data())
+def test_a_window_times_a_number_weighs_alike(layout, data):
+    weights = np.asarray(data.draw(st.lists(st.floats(0.01, 100), min_size=layout.tile[0], max_size=layout.tile[0])))
+    for factor in (1e-250, 1e250):
+        np.testing.assert_allclose(
+            normalize_axis(layout.axes[0], weights * factor), normalize_axis(layout.axes[0], weights), rtol=1e-12
+        )

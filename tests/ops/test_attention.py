@@ -275,3 +275,17 @@ def test_bad_arguments_are_named(change, error, message):
     ta.cross_tile_attention(**GOOD)
     with pytest.raises(error, match=message):
         ta.cross_tile_attention(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weight", [1e-300, 1e-46, 1e-44, 1e-30])
+def test_halo_weights_below_what_float32_holds(backend, weight):
+    """The only key that is near weighs next to nothing, and yet more than one that is far."""
+    layout = ta.TileLayout((2,), (1,))
+    q, k = torch.ones(2, 1, 1, 1, 1), torch.tensor([-150.0, 150.0]).view(2, 1, 1, 1, 1)
+    v = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1)
+    options = {"halo_weight": weight, "scale": 1.0, "return_lse": True}
+    expected = ta.cross_tile_attention(q, k, v, layout, 1, backend="reference", **options)
+    found = ta.cross_tile_attention(q, k, v, layout, 1, backend=backend, **options)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, check_dtype=False)

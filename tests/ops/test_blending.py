@@ -157,3 +157,12 @@ def test_a_window_that_wants_a_gradient_is_refused():
     tiles, window = torch.zeros(4, 1, 1, 2, 2), torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match=r"window\[1\]: requires grad"):
         ta.blend_tiles(tiles, layout, (torch.ones(2), window))
+
+
+def test_windows_of_any_positive_numbers():
+    layout = ta.TileLayout((4,), (2,), 0)
+    window = torch.tensor([1e-200, 1e200], dtype=torch.float64)
+    assert torch.equal(ta.blend_tiles(torch.ones(2, 1, 1, 2), layout, [window]), torch.ones(1, 1, 4))
+    layout = ta.TileLayout((6,), (4,), 2)
+    window = torch.full((4,), 1e308, dtype=torch.float64)
+    assert torch.equal(ta.blend_tiles(torch.ones(2, 1, 1, 4), layout, [window]), torch.ones(1, 1, 6))

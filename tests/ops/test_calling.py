@@ -100,3 +100,27 @@ def test_a_compiled_backward_asks_for_the_backend_when_it_runs(monkeypatch):
     assert taken[-1] == ("cross_tile_attention_backward", "torch")
     compiled(*leaves()).sum().backward()
     assert taken[-1] == ("cross_tile_attention_backward", "cpu")
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_a_default_device_changes_nothing(op):
+    x = torch.randn(2, 2, 1, 6, 6)
+    expected = CALLS[op](x)
+    with torch.device("meta"):
+        found = CALLS[op](x)
+    assert torch.equal(found, expected)
+
+
+def test_a_halo_weight_is_no_matter_of_the_default_device():
+    q, k, v = attention_inputs(LAYOUT)
+    expected = ta.cross_tile_attention(q, k, v, LAYOUT, 1, halo_weight=0.5)
+    with torch.device("meta"):
+        found = ta.cross_tile_attention(q, k, v, LAYOUT, 1, halo_weight=0.5)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_tensors_with_a_negative_bit(op):
+    negative = torch.randn(2, 2, 1, 6, 6, dtype=torch.complex64).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(CALLS[op](negative), CALLS[op](negative.resolve_neg()))

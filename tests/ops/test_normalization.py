@@ -158,3 +158,16 @@ def test_nan_stays_in_its_scope(backend, learning, overlap):
     found = ta.group_norm_tiles(tiles.requires_grad_(learning), layout, 2, scope="neighbours", backend=backend)
     assert torch.equal(found.isnan(), exact.isnan())
     assert not found[3:].isnan().any()
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_no_batch_entries(backend, scope):
+    layout = ta.TileLayout((8, 8), 4)
+    assert ta.group_norm_tiles(torch.zeros(4, 0, 6, 4, 4), layout, 3, scope=scope, backend=backend).shape == (
+        4,
+        0,
+        6,
+        4,
+        4,
+    )

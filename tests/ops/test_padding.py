@@ -36,3 +36,12 @@ def test_convolution_of_padded_tiles_is_convolution_of_the_canvas(backend, wrap,
     padded = ta.pad_tiles(ta.extract_tiles(canvas, layout), layout, (1, 2), backend=backend)
     found = F.conv2d(padded.flatten(0, 1), kernel).unflatten(0, (layout.num_tiles, 2))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision_are_rounded_once(dtype):
+    """One position is in 1025 padded tiles' rings."""
+    tiles = torch.zeros(512, 1, 1, 1, dtype=dtype, requires_grad=True)
+    padded = ta.pad_tiles(tiles, ta.TileLayout((512,), (1,), 0, True), 512)
+    padded.float().sum().backward()
+    assert torch.equal(tiles.grad, torch.full_like(tiles, 1025))

@@ -345,3 +345,10 @@ def test_errors_come_even_where_no_rotation_is_needed():
     for halo in (0, 1):
         with pytest.raises(ValueError, match="3 axes; the layout has 2"):
             ta.cross_tile_attention(Q, K, V, LAYOUT, halo, rotary=ta.Rotary(torch.ones(3, 3), True))
+
+
+def test_frequencies_of_fake_tensors_are_not_looked_at():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        assert ta.Rotary(torch.ones(1, 4), interleaved=True).frequencies.shape == (1, 4)

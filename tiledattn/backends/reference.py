@@ -145,8 +145,8 @@ def cross_tile_attention(
             halo_keys = [_rotate(x, m, frequencies, interleaved) for x, m in zip(halo_keys, moved, strict=True)]
         keys = torch.stack([own_keys[:, s] for s in range(own_keys.shape[1])] + halo_keys, 1)
         values = torch.cat([own_values] + [v64[u][:, s : s + 1] for u, s in where], 1)
-        halo_bias = torch.full((q.shape[1], len(where)), math.log(halo_weight or 1.0), dtype=torch.float64)
-        bias = torch.cat([own_bias, halo_bias.to(q.device)], 1)
+        halo_bias = own_bias.new_full((q.shape[1], len(where)), math.log(halo_weight or 1.0))
+        bias = torch.cat([own_bias, halo_bias], 1)
         n_own = q.shape[2]
         out[t, :, :prefix], lse[t, :, :, :prefix] = _softmax(
             q64[t, :, :prefix], keys[:, :n_own], values[:, :n_own], bias[:, :n_own], scale
@@ -263,7 +263,7 @@ def group_norm_tiles(
     axes, indices = _tiles(layout)
     x = tiles.to(torch.float64)
     out = torch.zeros_like(x)
-    groups = x.reshape(*x.shape[:2], num_groups, -1, *layout.tile)
+    groups = x.reshape(*x.shape[:2], num_groups, x.shape[2] // num_groups, *layout.tile)
     for t, index in enumerate(indices):
         counted: list[tuple[float, Tensor]] = []  # how much a position counts, and its channels by group
         for u, other in enumerate(indices):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import AttentionPlan, TileLayout, normalized_windows, reversed_plan
+from ..geometry.axis import Axis
 from ..geometry.windows import normalize_axis
 
 Args = ParamSpec("Args")
@@ -123,12 +124,17 @@ def custom_window_tables(
     """
     tables = []
     for number, (axis, window) in enumerate(zip(layout.axes, windows, strict=True)):
-        weights = window.detach().double().cpu().numpy()
+        weights = window.detach().cpu().double().numpy()  # in this order: MPS has no float64
         if not (np.isfinite(weights).all() and (weights > 0).all()):
             raise ValueError(
                 f"window[{number}]: weights are between {weights.min()} and {weights.max()}; "
                 "they must be positive and finite"
             )
-        table = normalize_axis(axis, weights / weights.max())
-        tables.append(torch.tensor(table, dtype=dtype, device=device))
+        tables.append(_axis_table(axis, weights.tobytes(), device, dtype))
     return tuple(tables)
+
+
+@cached(256)
+def _axis_table(axis: Axis, weights: bytes, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A caller's window on an axis, [tiles on the axis, tile], by value: a CUDA graph can't copy it to its device."""
+    return torch.tensor(normalize_axis(axis, np.frombuffer(weights)), dtype=dtype, device=device)

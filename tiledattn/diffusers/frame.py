@@ -80,7 +80,7 @@ class Frame:
             self.tile_tokens = self.tokens.tile_positions
             self.crosses = self.tokens.num_tiles > 1 and self.halo_weight > 0
             self.places = pack_places(self.tokens, self.token_halo())
-            self.weight = torch.tensor(self.halo_weight, dtype=torch.float64)
+            self.weight = torch.tensor(self.halo_weight, dtype=torch.float64, device="cpu")
 
     def factor(self, height: int, width: int) -> int | None:
         """How many times coarser than the layout features of `height` x `width` are; None when they fit no level.

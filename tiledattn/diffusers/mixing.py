@@ -167,7 +167,9 @@ def _masks(
     if given is None:
         given = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
     text = next(key for each in encoded for key in each if "mask" not in key and each[key].ndim > 2)
-    masks = [each[name] if name in each else torch.ones(each[text].shape[:2], dtype=given.dtype) for each in encoded]
+    masks = [
+        each[name] if name in each else each[text].new_ones(each[text].shape[:2], dtype=given.dtype) for each in encoded
+    ]
     if given.ndim != 2 or any(mask.ndim != 2 for mask in masks):
         raise ValueError(f"regions: {name}: got shape {tuple(given.shape)}; only masks [B, tokens] can be united")
     return given, masks

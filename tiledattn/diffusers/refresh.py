@@ -164,7 +164,7 @@ def _on_positions(mask: Tensor, size: tuple[int, ...], pixels: tuple[int, ...]) 
 
 def _spans(origins: tuple[int, ...], tile: int, offset: int, size: int, wrap: bool) -> list[Tensor]:
     """The canvas positions of each tile of an axis; none outside the canvas."""
-    places = torch.tensor(origins)[:, None] + torch.arange(tile) + offset
+    places = torch.tensor(origins, device="cpu")[:, None] + torch.arange(tile, device="cpu") + offset
     return [row % size if wrap else row[(row >= 0) & (row < size)] for row in places]
 
 

@@ -110,7 +110,7 @@ def region_weights(regions: Sequence[Region], view: CanvasView, pixels: tuple[in
                 for o in view.origins
             ]
         )
-    weights = torch.tensor(columns, dtype=torch.float64).T
+    weights = torch.tensor(columns, dtype=torch.float64, device="cpu").T
     total = weights.sum(1, keepdim=True)
     weights = weights / total.clamp(min=1.0)
     return torch.cat([weights, (1.0 - total).clamp(min=0.0)], 1)

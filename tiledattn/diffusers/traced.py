@@ -25,7 +25,7 @@ _ARGS = (
 
 def pack_places(layout: TileLayout, halo: tuple[int, ...] | Literal["all"]) -> Tensor:
     """A layout and a halo as int64 numbers [5 per axis] on the CPU."""
-    return torch.tensor([*layout.as_ints(), *normalize_halo(layout, halo)], dtype=torch.int64)
+    return torch.tensor([*layout.as_ints(), *normalize_halo(layout, halo)], dtype=torch.int64, device="cpu")
 
 
 @lru_cache(maxsize=256)

@@ -27,7 +27,7 @@ def angles_of_rows(starts: Sequence[int], batch: int, rates: Tensor) -> Tensor |
         Radians, float64 [T*B, D / 2]; None where the tiles of every picture agree.
     """
     moved = [starts[index % batch] - start for index, start in enumerate(starts)]
-    return torch.tensor(moved, dtype=torch.float64)[:, None] * rates.cpu() if any(moved) else None
+    return torch.tensor(moved, dtype=torch.float64, device="cpu")[:, None] * rates.cpu() if any(moved) else None
 
 
 def turns_of_angles(angles: Tensor, like: Tensor) -> Turns:

@@ -45,12 +45,17 @@ def window_weights(kind: str, tile: int, overlap: int) -> NDArray[np.float64]:
 
 
 def normalize_axis(axis: Axis, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of every tile along an axis, [tiles, tile], divided by what all tiles sum to at each position."""
+    """Weights of every tile along an axis, [tiles, tile], divided by what all tiles sum to at each position.
+
+    First by the largest there, so that no sum overflows or vanishes.
+    """
     origins = np.asarray(axis_origins(axis), dtype=np.int64)
     places = (origins[:, None] + np.arange(axis.tile)) % axis.length
-    total = np.zeros(axis.length)
-    np.add.at(total, places, np.broadcast_to(weights, places.shape))
-    normalized: NDArray[np.float64] = weights / total[places]
+    largest, total = np.zeros(axis.length), np.zeros(axis.length)
+    np.maximum.at(largest, places, np.broadcast_to(weights, places.shape))
+    shares = weights / largest[places]
+    np.add.at(total, places, shares)
+    normalized: NDArray[np.float64] = shares / total[places]
     return normalized
 
 

@@ -122,7 +122,7 @@ def cross_tile_attention(
     if weight == 0.0:
         reach = (0,) * len(reach)
     # a tensor, so that a weight that changes from step to step does not recompile a traced graph
-    step_weight = None if weight == 1.0 else torch.full((), weight, dtype=torch.float64)
+    step_weight = None if weight == 1.0 else torch.full((), weight, dtype=torch.float64, device="cpu")
     ints = layout.as_ints()
     frequencies, interleaved = check_rotary(rotary, q, k, layout)
     if not any(h and n > 1 for h, n in zip(reach, layout.grid, strict=True)):

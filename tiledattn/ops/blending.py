@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..dispatch import check_name
@@ -54,7 +55,7 @@ def blend_tiles(
         tiles: [T, B, C, *tile], any strides.
         layout: the layout, in the canvas's own positions.
         window: "uniform", "hann", "linear", "gaussian" (see `geometry.window_weights`), or one 1-D tensor per axis,
-            [tile] with positive finite weights (they get no gradient).
+            [tile] with positive finite weights (they get no gradient), on the tiles' device or, better, the CPU.
         out: a contiguous tensor like the result that it is written to; None for new memory. On a CPU results
             of more than about 32 MB into new memory take longer: the system fills it with zeros first. No gradients.
         backend: "auto", or a name from `tiledattn.backends()`.
@@ -96,7 +97,9 @@ def _check_window(window: object, layout: TileLayout, tiles: Tensor) -> tuple[st
             raise ValueError(f"window[{axis}]: shape is {list(x.shape)}; expected [{width}], the tile on that axis")
         if x.requires_grad:
             raise ValueError(f"window[{axis}]: requires grad; no gradient flows to it, pass window.detach()")
-        if x.device != tiles.device:
-            raise ValueError(f"window[{axis}]: on {x.device}, but tiles are on {tiles.device}; move one to the other")
+        if x.device not in (tiles.device, torch.device("cpu")):
+            raise ValueError(
+                f"window[{axis}]: on {x.device}, but tiles are on {tiles.device}; move it there, or better to the CPU"
+            )
         tables.append(x)
     return "", tables

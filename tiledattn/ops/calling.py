@@ -16,7 +16,7 @@ def _nobody_listens(*tensors: Tensor) -> bool:
     """Whether a call could only come out at the operator's own function: no gradients, tracing, modes or transforms."""
     return not (
         torch.compiler.is_compiling()
-        or any(type(x) is not Tensor or x.is_meta for x in tensors)
+        or any(type(x) is not Tensor or x.is_meta or x.is_neg() for x in tensors)
         or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         or torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from ..geometry import TileLayout
 from .checks import check_bool
@@ -62,7 +63,8 @@ class Rotary:
         if x.requires_grad:
             raise ValueError("rotary.frequencies: requires grad; no gradient flows to it, pass frequencies.detach()")
         # values of a traced or meta tensor can't be looked at
-        if not torch.compiler.is_compiling() and x.device.type != "meta" and not torch.isfinite(x).all():
+        known = not (torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor))
+        if known and not torch.isfinite(x).all():
             wrong = x[~torch.isfinite(x)][0]
             raise ValueError(f"rotary.frequencies: holds {float(wrong)}; every frequency must be finite")
         check_bool("rotary.interleaved", self.interleaved)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ...geometry import AttentionPlan
 from ..rotary import fold_pool, make_pool, pool_turns, turn_queries, turn_queries_back
@@ -261,7 +263,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, call: _Call) -
     folded = q.transpose(1, 2) if shared_by == 1 else _fold_heads(q, k.shape[2])
     keys, values = k.transpose(1, 2), v.transpose(1, 2)
     if call.return_lse:
-        out, lse = _attend_in_parts(folded, keys, values, bias, call.scale)
+        out, lse = _InParts.apply(folded, keys, values, bias, call.scale)  # type: ignore[no-untyped-call]
         lse = lse.reshape(entries, heads, rows)
     else:
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias, scale=call.scale)
@@ -275,26 +277,62 @@ def _fold_heads(q: Tensor, kv_heads: int) -> Tensor:
     return q.reshape(entries, rows, kv_heads, heads // kv_heads, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
+class _InParts(torch.autograd.Function):
+    """Attention with its lse, out [E, H, Q, D] and lse [E, H, Q], of which neither direction keeps all logits."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """q [E, H, Q, D] over k, v [E, H, K, D] and a bias [1 or E, 1, 1, K]."""
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.scale = scale
+        return _attend_in_parts(q, k, v, bias, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        """With weights P = softmax(S): dS = P * (dP - sum(P * dP) + dlse), dP = dO V^T."""
+        q, k, v, bias = ctx.saved_tensors
+        wide = _wide(q.dtype)
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
+        for part, rows in _parts(q, k):
+            at = (part, slice(None), rows)
+            keys, values, queries = k[part].to(wide), v[part].to(wide), q[at].to(wide) * ctx.scale
+            weights = torch.softmax(_logits(queries, keys, bias, part), dim=-1)
+            grad = grad_out[at].to(wide)
+            slopes = grad @ values.transpose(-1, -2)
+            slopes += grad_lse[at][..., None] - (weights * slopes).sum(-1, keepdim=True)
+            slopes *= weights
+            grad_q[at] = (slopes @ keys) * ctx.scale
+            grad_k[part] += slopes.transpose(-1, -2) @ queries
+            grad_v[part] += weights.transpose(-1, -2) @ grad
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Entries and rows of q [E, H, Q, D] whose logits over k [E, H, K, D] stay within the budget."""
+    budget = _budget(q.device)
+    row_bytes = q.shape[1] * k.shape[2] * _wide(q.dtype).itemsize
+    entries, rows = max(1, budget // (row_bytes * q.shape[2])), max(1, budget // row_bytes)
+    for first in range(0, q.shape[0], entries):
+        for row in range(0, q.shape[2], rows):
+            yield slice(first, first + entries), slice(row, row + rows)
+
+
 def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention with its lse in float32 (float64 for float64), as many entries or rows at once as the budget holds."""
-    budget, wide = _budget(q.device), _wide(q.dtype)
-    row_bytes = q.shape[1] * k.shape[2] * wide.itemsize
-    entries = max(1, budget // (row_bytes * q.shape[2]))
-    outs, lses = [], []
-    for first in range(0, q.shape[0], entries):
-        part = slice(first, first + entries)
-        keys, values = k[part].to(wide).transpose(-1, -2), v[part].to(wide)
-        shift = None if bias is None else bias[part if bias.shape[0] > 1 else slice(None)].to(wide)
-        found = [
-            _attend_rows(rows.to(wide) * scale, keys, values, shift)
-            for rows in torch.split(q[part], max(1, budget // row_bytes), dim=2)
-        ]
-        outs.append(torch.cat([out for out, _ in found], 2).to(q.dtype))
-        lses.append(torch.cat([lse for _, lse in found], 2))
-    return torch.cat(outs), torch.cat(lses)
+    wide = _wide(q.dtype)
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=wide)
+    for part, rows in _parts(q, k):
+        at = (part, slice(None), rows)
+        logits = _logits(q[at].to(wide) * scale, k[part].to(wide), bias, part)
+        # not exp(logits - lse): a large lse is rounded, and the weights would no longer sum to 1
+        out[at] = (torch.softmax(logits, dim=-1) @ v[part].to(wide)).to(q.dtype)
+        lse[at] = torch.logsumexp(logits, dim=-1)
+    return out, lse
 
 
-def _attend_rows(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    logits = q @ keys if bias is None else q @ keys + bias
-    # not exp(logits - lse): a large lse is rounded, and the weights would no longer sum to 1
-    return torch.softmax(logits, dim=-1) @ values, torch.logsumexp(logits, dim=-1)
+def _logits(queries: Tensor, keys: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+    """Scaled queries times keys, and the bias of these entries."""
+    logits = queries @ keys.transpose(-1, -2)
+    return logits if bias is None else logits.add_(bias[part if bias.shape[0] > 1 else slice(None)])

@@ -163,7 +163,7 @@ def _pick(x: Tensor, d: int, places: Tensor) -> Tensor:
 def _axis_shares(
     layout: TileLayout, d: int, scope: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Along axis d: which tiles count [n or 1, K], and for which share: nearness times the positions they own, of all."""
+    """Along axis d: which tiles count [n or 1, K], and their shares, nearness times the positions they own."""
     axis = layout.axes[d]
     owned = axis_owned(axis).sum(1)
     if scope == "canvas":

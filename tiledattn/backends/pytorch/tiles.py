@@ -119,19 +119,20 @@ def _pad_axis(x: Tensor, d: int, axis: Axis, before: int, after: int) -> Tensor:
 
 
 def fold_rings(padded: Tensor, *, layout: TileLayout, pad: tuple[tuple[int, int], ...]) -> Tensor:
-    """The transpose of `pad_tiles`: rings are added to where they came from."""
+    """The transpose of `pad_tiles`: rings are added to where they came from, in float32 or float64."""
+    dtype = torch.float64 if padded.dtype == torch.float64 else torch.float32
     x = _on_grid(padded, layout)
     for d in reversed(range(len(pad))):
         before, after = pad[d]
         dim = x.ndim // 2 + 1 + d
         shape = list(x.shape)
         shape[dim] -= before + after
-        out = x.new_zeros(shape)
+        out = x.new_zeros(shape, dtype=dtype)
         for (delta, start, length, offset), first, last in _ring_copies(layout.axes[d], before, after):
             part = x.narrow(d, first, last - first).narrow(dim, before + offset, length)
             out.narrow(d, first + delta, last - first).narrow(dim, start, length).add_(part)
         x = out
-    return x.flatten(0, len(layout.grid) - 1)
+    return x.flatten(0, len(layout.grid) - 1).to(padded.dtype)
 
 
 @lru_cache(maxsize=1024)

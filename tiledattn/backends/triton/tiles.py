@@ -75,7 +75,7 @@ def _ring_tables(layout: TileLayout, pad: tuple[tuple[int, int], ...], device: t
 
 @cached(256)
 def _unit_weights(device: torch.device) -> Tensor:
-    return torch.ones(1, dtype=torch.float32, device=device)
+    return torch.tensor([1.0], device=device)  # copied there and waited for, so that any stream may read it
 
 
 def _strides(tensor: Tensor, lead: int) -> list[int]:

@@ -382,10 +382,11 @@ def axial_frequencies(dims: tuple[int, ...], theta: float) -> Tensor:
     Returns:
         Radians per token, float64 [axes, sum(dims) / 2]: each axis turns its own channels only.
     """
-    table = torch.zeros(len(dims), sum(dims) // 2, dtype=torch.float64)
+    table = torch.zeros(len(dims), sum(dims) // 2, dtype=torch.float64, device="cpu")
     start = 0
     for axis, dim in enumerate(dims):
-        table[axis, start : start + dim // 2] = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        pairs = torch.arange(0, dim, 2, dtype=torch.float64, device="cpu")
+        table[axis, start : start + dim // 2] = theta ** (-pairs / dim)
         start += dim // 2
     return table
 

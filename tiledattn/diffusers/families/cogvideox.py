@@ -62,8 +62,8 @@ class CogVideoXFamily(Family):
             return None
         dim = model.config.attention_head_dim
         table = axial_frequencies((dim // 4, dim // 8 * 3, dim // 8 * 3), 10000.0)
-        steps = torch.tensor(self._steps(model, self._grid(model, context.layout.tile)), dtype=torch.float64)
-        return device_rotary(table * steps[:, None], context.call[self.canvas])
+        steps = self._steps(model, self._grid(model, context.layout.tile))
+        return device_rotary(table * table.new_tensor(steps)[:, None], context.call[self.canvas])
 
     def canvas_of(self, call: dict[str, Any], model: Any) -> Tensor:
         """[B, frames, C, height, width] -> [B, C, frames, height, width]."""

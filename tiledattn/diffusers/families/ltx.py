@@ -170,8 +170,9 @@ def fractional_frequencies(dim: int, heads: int, theta: float, units: list[float
         Radians per token, float64 [3, H, dim / H / 2].
     """
     count = dim // 6
-    rates = (theta ** torch.linspace(0.0, 1.0, count, dtype=torch.float64) * (math.pi / 2)).float().double() * 2
-    table = torch.zeros(3, dim // 2, dtype=torch.float64)
+    powers = torch.linspace(0.0, 1.0, count, dtype=torch.float64, device="cpu")
+    rates = (theta**powers * (math.pi / 2)).float().double() * 2
+    table = torch.zeros(3, dim // 2, dtype=torch.float64, device="cpu")
     for axis, unit in enumerate(units):
         table[axis, dim // 2 - 3 * count + axis :: 3] = rates * unit
     return table.reshape(3, heads, -1)

@@ -209,12 +209,12 @@ def _owners(layout: TileLayout, begin: tuple[int, ...], size: tuple[int, ...]) -
     """
     tiles, places = [], []
     for axis, origins, start, length in zip(layout.axes, layout.axis_origins, begin, size, strict=True):
-        position = torch.arange(axis.length)
+        position = torch.arange(axis.length, device="cpu")
         if not axis.wrap:
             position = position[(position + start >= 0) & (position + start < length)]
         tile = torch.from_numpy(axis_owners(axis).copy())[position]
         tiles.append(tile)
-        places.append((position - torch.tensor(origins)[tile]) % axis.length)
+        places.append((position - torch.tensor(origins, device="cpu")[tile]) % axis.length)
 
     def ravel(indices: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
         frames, height, width = indices

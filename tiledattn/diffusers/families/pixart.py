@@ -90,4 +90,4 @@ def _told(name: str, size: tuple[int, ...], like: Tensor, context: CallContext) 
     """What PixArt is told of a picture of `size` positions, [1, 2] or [1, 1]."""
     height, width = (n * scale for n, scale in zip(size, context.pixels, strict=True))
     numbers = [float(height), float(width)] if name == "resolution" else [height / width]
-    return torch.tensor([numbers]).to(like)
+    return torch.tensor([numbers], device="cpu").to(like)
