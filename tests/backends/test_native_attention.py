@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import time
 from functools import cache
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from support import (
 )
 
 import tiledattn as ta
-from tiledattn.backends import native
+from tiledattn.backends import native, native_attention
 from tiledattn.backends.native_attention import token_runs
 from tiledattn.geometry import attention_plan, normalize_halo
 
@@ -60,6 +61,44 @@ def test_runs_name_the_tokens_of_the_plan(data, layout, unwrapped):
 def test_rows_of_a_whole_axis_are_one_run():
     plan = attention_plan(ta.TileLayout((12, 4), (4, 4)), (2, 0))
     assert token_runs(plan).runs.tolist() == [[16, 8], [-8, 8], [16, 8], [-8, 8]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+def test_plans_that_would_fill_memory_are_refused_at_once(backend):
+    layout = ta.TileLayout((1024, 1024), 16)
+    q = torch.randn(4096, 1, 256, 1, 1)
+    began = time.perf_counter()
+    with pytest.raises(
+        ValueError, match=r"halo: a reach of .* over 4096 tiles needs a list of 16,773,120 boxes.* smaller halo"
+    ):
+        ta.cross_tile_attention(q, q, q, layout, "all", backend=backend)
+    assert time.perf_counter() - began < 5
+
+
+def test_runs_that_would_fill_memory_are_refused_before_they_are_listed(monkeypatch):
+    plan = attention_plan(ta.TileLayout((1 << 14, 1 << 14), (1 << 10, 1 << 10)), (1, 1 << 9))
+    runs = token_runs(plan)
+    monkeypatch.setattr(native_attention, "MAX_RUNS", len(runs.runs) - 1)
+    make = token_runs.__wrapped__
+    with pytest.raises(
+        ValueError, match=rf"needs a table of {len(runs.runs):,} runs of tokens, more than .* larger tiles"
+    ):
+        make(plan)
+    monkeypatch.setattr(native_attention, "MAX_RUNS", len(runs.runs))
+    assert torch.equal(make(plan).runs, runs.runs)
+
+
+def test_the_largest_table_is_well_under_a_gigabyte():
+    assert native_attention.MAX_RUNS * 2 * 4 <= 1 << 29
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_thousand_tiles_that_all_see_each_other_are_listed_in_seconds(wrap):
+    plan = attention_plan(ta.TileLayout(4096, 4, 0, wrap), "all")
+    began = time.perf_counter()
+    runs = token_runs.__wrapped__(plan)
+    assert time.perf_counter() - began < 5
+    assert len(runs.runs) == 1024 * (1023 + wrap)  # round a periodic axis the tile opposite is half on either side
 
 
 def judged(call, arguments):
@@ -212,7 +251,7 @@ def test_memory_is_bounded_by_keys_of_one_tile(dim):
 
 MEMORY = """
 import torch, tiledattn as ta
-from tiledattn.backends import native
+from tiledattn.backends import native, native_attention
 from tiledattn.backends.pytorch import attention
 native.probe()
 attention.GATHER_BYTES["cpu"] = 1 << 40

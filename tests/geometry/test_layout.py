@@ -1,5 +1,6 @@
 import itertools
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from support import layouts
 
 import tiledattn as ta
+from tiledattn.geometry import layout as layout_module
 
 
 def test_origins_of_the_design():
@@ -76,7 +78,16 @@ def test_scaled_names_what_does_not_divide():
         ({"size": 8, "tile": 4, "overlap": -1}, ValueError, "overlap: axis 0 is -1"),
         ({"size": 8.0, "tile": 4}, TypeError, "size: got 8.0"),
         ({"size": b"ab", "tile": 4}, TypeError, "size: got b'ab'"),
-        ({"size": 10**12, "tile": 1}, ValueError, "tile: axis 0 would have more than 1,048,576 tiles"),
+        (
+            {"size": 10**12, "tile": 1},
+            ValueError,
+            r"tile: axis 0 would have 1,000,000,000,000 tiles \(size .*\), more than 1,048,576; use larger tiles$",
+        ),
+        (
+            {"size": (8, 10**9 + 5), "tile": (4, 10**9), "overlap": (0, 10**9 - 1), "wrap": True},
+            ValueError,
+            r"tile: axis 1 would have 1,000,000,005 tiles .*, more than 1,048,576; .* or a smaller overlap$",
+        ),
         ({"size": (8, True), "tile": 4}, TypeError, r"size: axis 1 is True \(bool\)"),
         ({"size": 8, "tile": 4, "overlap": 0.25}, TypeError, "overlap: got 0.25"),
         ({"size": 8, "tile": "4"}, TypeError, "tile: axis 0 is '4'"),
@@ -88,6 +99,37 @@ def test_scaled_names_what_does_not_divide():
 def test_bad_values_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         ta.TileLayout(**arguments)
+
+
+@given(layouts())
+def test_the_tiles_that_are_counted_are_those_that_there_are(layout):
+    assert layout.grid == tuple(map(len, layout.axis_origins))
+    arguments = layout.size, layout.tile, layout.overlap, layout.wrap
+    most = max(layout.grid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout_module, "MAX_AXIS_TILES", most)
+        assert ta.TileLayout(*arguments) == layout
+        patch.setattr(layout_module, "MAX_AXIS_TILES", most - 1)
+        with pytest.raises(ValueError, match=f"axis {layout.grid.index(most)} would have {most} tiles .* {most - 1};"):
+            ta.TileLayout(*arguments)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_the_most_tiles_of_an_axis(wrap):
+    most = layout_module.MAX_AXIS_TILES
+    assert ta.TileLayout(3 * most, 3, 0, wrap).num_tiles == most
+    with pytest.raises(ValueError, match="axis 0 would have 1,048,577 tiles"):
+        ta.TileLayout(3 * most + 1, 3, 0, wrap)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_too_many_tiles_are_refused_before_they_are_listed(wrap):
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"axis 0 would have [0-9,]{13} tiles"):
+        ta.TileLayout(2 * 10**9 + 5, 10**9, 10**9 - 1, wrap)
+    assert time.perf_counter() - began < 0.5
+    one = ta.TileLayout(10**9, 10**9, 10**9 - 1, wrap)  # one tile, whatever the overlap
+    assert one.num_tiles == 1
 
 
 def test_layouts_are_immutable():

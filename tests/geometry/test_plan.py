@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import numpy as np
@@ -8,7 +9,9 @@ from support import halos, layouts
 
 import tiledattn as ta
 from tiledattn.backends import reference
-from tiledattn.geometry import UnwrappedPlan, Virtual, attention_plan, normalize_halo
+from tiledattn.geometry import AttentionPlan, UnwrappedPlan, Virtual, attention_plan, normalize_halo
+from tiledattn.geometry import plan as plan_module
+from tiledattn.geometry.axis import AxisReach, axis_owners, axis_reach
 
 
 def reach_by_brute_force(layout, halo):
@@ -52,6 +55,71 @@ def test_rectangles_are_the_tables(data):
     assert sorted(np.concatenate(plan.classes).tolist()) == list(range(layout.num_tiles))
 
 
+@settings(deadline=None)
+@given(st.data(), layouts(), st.booleans())
+def test_tables_and_runs_are_the_rectangles_place_by_place(data, layout, unwrapped):
+    plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))), unwrapped)
+    for kind in range(plan.num_classes):
+        expected = [
+            r.tile_delta * layout.tile_positions + reference._row_major(place, layout.tile)
+            for r in plan.rectangles(kind)
+            for place in itertools.product(*(range(a, a + n) for a, n in zip(r.start, r.shape, strict=True)))
+        ]
+        assert plan.class_table(kind).tolist() == expected
+        runs = plan.class_runs(kind)
+        assert [token for start, length in runs.tolist() for token in range(start, start + length)] == expected
+
+
+@settings(deadline=None)
+@given(st.data(), layouts(), st.booleans())
+def test_boxes_and_runs_are_counted_without_a_list(data, layout, unwrapped):
+    plan = attention_plan(layout, normalize_halo(layout, data.draw(halos(layout))), unwrapped)
+    assert plan.num_boxes == sum(len(plan.rectangles(kind)) for kind in range(plan.num_classes))
+    assert plan.num_runs == sum(len(plan.class_runs(kind)) for kind in range(plan.num_classes))
+
+
+@settings(deadline=None)
+@given(st.data(), layouts(), st.integers(1, 20))
+def test_what_is_made_in_batches_is_the_same(data, layout, at_once):
+    halo = normalize_halo(layout, data.draw(halos(layout)))
+    whole = AttentionPlan(layout, halo)
+    _ = whole.table
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "_AT_ONCE", at_once)
+        parts = AttentionPlan(layout, halo)
+        _ = parts.table
+    assert parts.class_of_tile.tolist() == whole.class_of_tile.tolist()
+    for kind in range(whole.num_classes):
+        assert parts.rectangles(kind) == whole.rectangles(kind)
+    for one, other in zip(parts.table, whole.table, strict=True):
+        assert one.tolist() == other.tolist()
+
+
+@given(st.data(), layouts(axes=(1, 1), most_positions=24))
+def test_an_axis_is_seen_position_by_position(data, layout):
+    (axis,), (origins,) = layout.axes, layout.axis_origins
+    depth = [  # of every position in every tile, below 0 outside
+        [min(place, axis.tile - 1 - place) for place in ((p - o) % axis.length for o in origins)]
+        for p in range(axis.length)
+    ]
+    owners = [row.index(max(row)) for row in depth]
+    assert axis_owners(axis).tolist() == owners
+    halo, room = data.draw(st.integers(0, axis.length + 1)), axis.length - axis.tile
+    for index, (segments, origin) in enumerate(zip(axis_reach(axis, halo), origins, strict=True)):
+        before = min(halo, room // 2 if axis.wrap else origin)
+        after = min(halo, room - room // 2 if axis.wrap else room - origin)
+        expected = [
+            (index, offset)
+            if 0 <= offset < axis.tile
+            else (owners[place], (place - origins[owners[place]]) % axis.length)
+            for offset in range(-before, axis.tile + after)
+            for place in [(origin + offset) % axis.length]
+        ]
+        found = [(s.source, s.start + i) for s in segments for i in range(s.length)]
+        assert found == expected
+        assert [s.offset + before for s in segments] == [0, *itertools.accumulate(s.length for s in segments[:-1])]
+
+
 def test_owner_is_the_deepest_other_tile():
     layout = ta.TileLayout(12, 6, 3)  # origins 0, 3, 6
     plan = attention_plan(layout, (3,))
@@ -93,6 +161,18 @@ def test_a_table_that_would_fill_memory_is_refused():
     layout = ta.TileLayout((4096, 4096), 64)
     with pytest.raises(ValueError, match=r"halo: a reach of .* needs an index table of .* smaller halo"):
         _ = attention_plan(layout, normalize_halo(layout, "all")).table
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_an_axis_of_which_every_tile_sees_a_million_is_refused_at_once(wrap):
+    (axis,) = ta.TileLayout(1 << 20, 1, 0, wrap).axes
+    began = time.perf_counter()
+    with pytest.raises(
+        ValueError, match=r"halo: a reach of 1048576 over 1048576 tiles .* 1,099,511,627,776 segments, more"
+    ):
+        AxisReach(axis, axis.length)
+    assert time.perf_counter() - began < 10
+    assert AxisReach(axis, 1).counts.max() == 3
 
 
 @given(st.data())
@@ -189,6 +269,15 @@ def test_tiles_away_from_the_wrap_share_their_tables():
 def test_unwrapped_tables_that_would_fill_memory_are_refused():
     with pytest.raises(ValueError, match=r"halo: a reach of .* needs an index table of .* smaller halo"):
         unwrapped(ta.TileLayout((4096, 4096), 64, 0, True), "all")
+
+
+def test_unwrapped_boxes_that_would_fill_memory_are_refused():
+    began = time.perf_counter()
+    with pytest.raises(
+        ValueError, match=r"halo: a reach of \(256, 256\) over 4096 tiles needs a list of .* boxes, more than"
+    ):
+        unwrapped(ta.TileLayout((256, 256), 4, 0, True), "all")
+    assert time.perf_counter() - began < 5
 
 
 def test_virtual_tokens_count_towards_31_bits():

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..geometry import AttentionPlan
-from ..geometry.plan import Rectangle
+from ..geometry.plan import MAX_BOXES
 from .rotary import make_pool, pool_turns, turn_queries
 from .tables import cached
+
+MAX_RUNS = 1 << 26
 
 
 class TokenRuns(NamedTuple):
@@ -34,36 +34,20 @@ def token_runs(plan: AttentionPlan) -> TokenRuns:
     """The runs of a plan, cached by value.
 
     Raises:
-        ValueError: the pool's tokens do not fit in int32.
+        ValueError: the pool's tokens do not fit in int32, or the plan has more than 2^22 boxes or 2^26 runs (512 MiB).
     """
     tokens, tiles = plan.layout.tile_positions, plan.layout.num_tiles + len(plan.virtual)
     if tiles * tokens > np.iinfo(np.int32).max:
         raise ValueError(f"layout: {tiles} tiles of {tokens} tokens pass 2^31 - 1 tokens; split the canvas")
-    of_class = [
-        [_box_runs(box, plan.layout.tile) for box in plan.rectangles(number)] for number in range(plan.num_classes)
-    ]
-    counts = [sum(len(part) for part in parts) for parts in of_class]
-    runs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *itertools.chain.from_iterable(of_class)])
-    return TokenRuns(
-        torch.from_numpy(plan.class_of_tile),
-        torch.from_numpy(np.concatenate(([0], np.cumsum(counts, dtype=np.int64))).astype(np.int64)),
-        torch.from_numpy(runs.astype(np.int32)),
-    )
-
-
-def _box_runs(box: Rectangle, tile: tuple[int, ...]) -> NDArray[np.int64]:
-    """A box's runs [n, 2]: its last axis, or several axes at once where the later ones are whole."""
-    axis = len(tile) - 1
-    while axis > 0 and box.shape[axis] == tile[axis]:
-        axis -= 1
-    inner = math.prod(tile[axis + 1 :])
-    first = box.start[axis] * inner
-    starts = np.zeros(1, dtype=np.int64)
-    for number in range(axis):
-        places = np.arange(box.start[number], box.start[number] + box.shape[number], dtype=np.int64)
-        starts = (starts[:, None] + places * math.prod(tile[number + 1 :])).ravel()
-    starts += box.tile_delta * math.prod(tile) + first
-    return np.stack([starts, np.full_like(starts, box.shape[axis] * inner)], axis=1)
+    plan.check_size("a list", plan.num_boxes, "boxes", MAX_BOXES)
+    plan.check_size("a table", plan.num_runs, "runs of tokens", MAX_RUNS)
+    starts = np.zeros(plan.num_classes + 1, dtype=np.int64)
+    runs = np.empty((plan.num_runs, 2), dtype=np.int32)
+    for number in range(plan.num_classes):
+        found = plan.class_runs(number)
+        starts[number + 1] = starts[number] + len(found)
+        runs[starts[number] : starts[number + 1]] = found
+    return TokenRuns(*map(torch.from_numpy, (plan.class_of_tile, starts, runs)))
 
 
 def cross_tile_attention(

@@ -10,7 +10,7 @@ from functools import lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING
 
-from .axis import Axis, axis_origins
+from .axis import Axis, axis_count, axis_origins
 from .numbers import is_whole
 
 if TYPE_CHECKING:
@@ -74,17 +74,18 @@ class TileLayout:
                 raise ValueError(
                     f"overlap: axis {axis} is {shared}; it must be between 0 and {width - 1} (tile is {width})"
                 )
-            if (length - width) // (width - shared) >= MAX_AXIS_TILES:
+            count = axis_count(Axis(length, width, shared, wraps[axis]))
+            if count > MAX_AXIS_TILES:
                 raise ValueError(
-                    f"tile: axis {axis} would have more than {MAX_AXIS_TILES:,} tiles (size {length}, tile {width}, "
-                    f"overlap {shared}); use larger tiles"
+                    f"tile: axis {axis} would have {count:,} tiles (size {length}, tile {width}, overlap {shared}), "
+                    f"more than {MAX_AXIS_TILES:,}; use larger tiles{' or a smaller overlap' if shared else ''}"
                 )
         set_field = object.__setattr__
         set_field(self, "size", sizes)
         set_field(self, "tile", tiles)
         set_field(self, "overlap", overlaps)
         set_field(self, "wrap", wraps)
-        set_field(self, "grid", tuple(len(axis_origins(axis)) for axis in self.axes))
+        set_field(self, "grid", tuple(map(axis_count, self.axes)))
         set_field(self, "num_tiles", math.prod(self.grid))
 
     @property

@@ -7,7 +7,6 @@ that its memory does not grow with the canvas. Tables are relative to the tile: 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +17,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .axis import Segment, axis_origins, axis_reach
+from .axis import AxisReach, batches, ranges
 from .layout import TileLayout
 from .numbers import is_whole
 
 Halo = int | Sequence[int] | Literal["all"]
 
 MAX_TABLE_ENTRIES = 1 << 28
+MAX_BOXES = 1 << 22
+_AT_ONCE = 1 << 16  # rows that intermediate arrays hold, about
 
 
 class Rectangle(NamedTuple):
@@ -38,6 +39,15 @@ class Rectangle(NamedTuple):
     start: tuple[int, ...]
     shape: tuple[int, ...]
     offset: tuple[int, ...]
+
+
+class Boxes(NamedTuple):
+    """Rectangles as arrays, a row each."""
+
+    tile_delta: NDArray[np.int64]  # [n]
+    start: NDArray[np.int64]  # [n, axes], as the others
+    shape: NDArray[np.int64]
+    offset: NDArray[np.int64]
 
 
 class Virtual(NamedTuple):
@@ -76,8 +86,16 @@ def normalize_halo(layout: TileLayout, halo: Halo) -> tuple[int, ...]:
     return tuple(min(v, length) for v, length in zip(checked, layout.size, strict=True))
 
 
-def _relative(index: int, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    return tuple(s._replace(source=s.source - index) for s in segments)
+def _product(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Every choice of one row per axis, [choices, axes, columns], the last axis fastest."""
+    chosen = np.indices([len(part) for part in parts]).reshape(len(parts), -1)
+    return np.stack([part[rows] for part, rows in zip(parts, chosen, strict=True)], axis=1)
+
+
+def _boxes(tile_delta: NDArray[np.int64], chosen: NDArray[np.int64], others: NDArray[np.bool_]) -> Boxes:
+    """Boxes from one segment per axis each, those that are `others`."""
+    start, shape, offset = np.moveaxis(chosen[others, :, 1:4], 2, 0).copy()
+    return Boxes(tile_delta[others], start, shape, offset)
 
 
 @dataclass(frozen=True)
@@ -98,17 +116,9 @@ class AttentionPlan:
         return ()
 
     @cached_property
-    def _axis_patterns(self) -> tuple[tuple[NDArray[np.int64], tuple[tuple[Segment, ...], ...]], ...]:
-        """Per axis: the pattern number of every tile, and the distinct patterns with relative sources."""
-        result = []
-        for axis, halo in zip(self.layout.axes, self.halo, strict=True):
-            numbers: dict[tuple[Segment, ...], int] = {}
-            of_tile = [
-                numbers.setdefault(_relative(i, segments), len(numbers))
-                for i, segments in enumerate(axis_reach(axis, halo))
-            ]
-            result.append((np.asarray(of_tile, dtype=np.int64), tuple(numbers)))
-        return tuple(result)
+    def _axis_patterns(self) -> tuple[tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]], ...]:
+        """Per axis: the pattern number of every tile, and the distinct patterns."""
+        return tuple(AxisReach(*ends).patterns(_AT_ONCE) for ends in zip(self.layout.axes, self.halo, strict=True))
 
     @cached_property
     def _patterns_per_axis(self) -> tuple[int, ...]:
@@ -133,32 +143,31 @@ class AttentionPlan:
         counts = np.bincount(self.class_of_tile, minlength=self.num_classes)
         return tuple(np.split(order, np.cumsum(counts)[:-1]))
 
-    def rectangles(self, class_index: int) -> tuple[Rectangle, ...]:
+    def boxes(self, class_index: int) -> Boxes:
         """The halo of a class as boxes, own tile left out."""
         numbers = np.unravel_index(class_index, self._patterns_per_axis)
-        per_axis = [patterns[int(number)] for number, (_, patterns) in zip(numbers, self._axis_patterns, strict=True)]
+        chosen = _product(
+            [patterns[int(number)] for number, (_, patterns) in zip(numbers, self._axis_patterns, strict=True)]
+        )
+        own = (chosen[:, :, 0] == 0) & (chosen[:, :, 3] == 0)
+        return _boxes(chosen[:, :, 0] @ self._strides, chosen, ~own.all(axis=1))
+
+    @property
+    def _strides(self) -> NDArray[np.int64]:
+        """How far apart in number tiles are that are neighbours on an axis."""
         grid = self.layout.grid
-        strides = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
-        boxes = []
-        for box in itertools.product(*per_axis):
-            delta = sum(s.source * stride for s, stride in zip(box, strides, strict=True))
-            if all(s.source == 0 and s.offset == 0 for s in box):
-                continue
-            boxes.append(
-                Rectangle(
-                    delta,
-                    tuple(s.start for s in box),
-                    tuple(s.length for s in box),
-                    tuple(s.offset for s in box),
-                )
-            )
-        return tuple(boxes)
+        return np.asarray([math.prod(grid[axis + 1 :]) for axis in range(len(grid))], dtype=np.int64)
+
+    def rectangles(self, class_index: int) -> tuple[Rectangle, ...]:
+        """`boxes` one by one."""
+        delta, *others = (x.tolist() for x in self.boxes(class_index))
+        return tuple(Rectangle(d, *map(tuple, rest)) for d, *rest in zip(delta, *others, strict=True))
 
     def halo_length(self, class_index: int) -> int:
         """Number of halo tokens of a tile of the class."""
         numbers = np.unravel_index(class_index, self._patterns_per_axis)
         seen = math.prod(
-            sum(s.length for s in patterns[int(number)])
+            int(patterns[int(number)][:, 2].sum())
             for number, (_, patterns) in zip(numbers, self._axis_patterns, strict=True)
         )
         return seen - self.layout.tile_positions
@@ -174,14 +183,56 @@ class AttentionPlan:
         seen = np.asarray(self.halo_lengths, dtype=np.int64)[self.class_of_tile]
         return tuple((int(length), np.flatnonzero(seen == length)) for length in np.unique(seen))
 
+    def class_runs(self, class_index: int) -> NDArray[np.int64]:
+        """A class's halo as runs of consecutive relative flat tokens [n, 2], of (start, length), none across two tiles.
+
+        A run is a row of a box's last axis, or several axes at once where the later ones are whole. Runs are in the
+        order of `boxes`.
+        """
+        boxes, tile = self.boxes(class_index), self.layout.tile
+        joined = _joined(boxes.shape, tile)
+        rows, lengths = np.where(joined, 1, boxes.shape), np.where(joined, boxes.shape, 1).prod(axis=1)
+        counts = rows.prod(axis=1)
+        first = boxes.tile_delta * self.layout.tile_positions
+        runs = np.empty((int(counts.sum()), 2), dtype=np.int64)
+        place = 0
+        for begin, end in batches(counts, _AT_ONCE):
+            part, number = slice(begin, end), np.repeat(np.arange(begin, end), counts[begin:end])
+            found = runs[place : place + len(number)]
+            found[:, 0] = first[number] + _local_tokens(boxes.start[part], rows[part], tile)
+            found[:, 1] = lengths[number]
+            place += len(number)
+        return runs
+
+    @cached_property
+    def num_boxes(self) -> int:
+        """The number of boxes of all classes, known before any is listed."""
+        # a class is one pattern per axis, and so a sum over classes is a product of sums over an axis's patterns
+        return math.prod(sum(map(len, patterns)) for _, patterns in self._axis_patterns) - self.num_classes
+
+    @cached_property
+    def num_runs(self) -> int:
+        """The number of runs of all classes, known before any is listed."""
+        # a box's runs are its rows on the axes before the last one on which it isn't whole
+        total, whole_later = 0, 1
+        lengths = [np.concatenate([p[:, 2] for p in patterns]) for _, patterns in self._axis_patterns]
+        for axis in reversed(range(len(lengths))):
+            whole = int((lengths[axis] == self.layout.tile[axis]).sum())
+            ending = len(lengths[axis]) - whole if axis else len(lengths[axis])
+            total += math.prod(int(x.sum()) for x in lengths[:axis]) * ending * whole_later
+            whole_later *= whole
+        return total - self.num_classes  # own tiles are one run each
+
     def class_table(self, class_index: int) -> NDArray[np.int64]:
-        """Relative flat tokens of a class's halo, [halo_length], in the order of `rectangles`."""
-        tile = self.layout.tile
-        tables = [
-            (box.tile_delta * self.layout.tile_positions + _local_tokens(box, tile))
-            for box in self.rectangles(class_index)
-        ]
-        return np.concatenate(tables) if tables else np.zeros(0, dtype=np.int64)
+        """Relative flat tokens of a class's halo, [halo_length], in the order of `boxes`."""
+        runs = self.class_runs(class_index)
+        table = np.empty(int(runs[:, 1].sum()), dtype=np.int64)
+        place = 0
+        for begin, end in batches(runs[:, 1], _AT_ONCE):
+            found = ranges(*runs[begin:end].T)
+            table[place : place + len(found)] = found
+            place += len(found)
+        return table
 
     @cached_property
     def table(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -203,10 +254,14 @@ class AttentionPlan:
         return starts, index
 
     def _check_entries(self, entries: int) -> None:
-        if entries > MAX_TABLE_ENTRIES:
+        self.check_size("an index table", entries, "entries", MAX_TABLE_ENTRIES)
+
+    def check_size(self, what: str, count: int, unit: str, most: int) -> None:
+        """Raises the ValueError that says what to do where the plan needs a thing of more than `most` units."""
+        if count > most:
             raise ValueError(
-                f"halo: a reach of {self.halo} over {self.layout.num_tiles} tiles needs an index table of "
-                f"{entries:,} entries, more than {MAX_TABLE_ENTRIES:,}; use a smaller halo or larger tiles"
+                f"halo: a reach of {self.halo} over {self.layout.num_tiles} tiles needs {what} of {count:,} {unit}, "
+                f"more than {most:,}; use a smaller halo or larger tiles"
             )
 
     @property
@@ -230,56 +285,41 @@ class UnwrappedPlan(AttentionPlan):
     """
 
     @cached_property
-    def _crossings(self) -> tuple[tuple[tuple[tuple[Segment, int], ...], ...], ...]:
-        """Per axis and tile on it: the segments it sees, with the turns of the axis that lead to them."""
-        found = []
-        for axis, halo in zip(self.layout.axes, self.halo, strict=True):
-            origins = axis_origins(axis)
-            found.append(
-                tuple(
-                    tuple((s, (s.offset + origin - origins[s.source] - s.start) // axis.length) for s in segments)
-                    for origin, segments in zip(origins, axis_reach(axis, halo), strict=True)
-                )
-            )
-        return tuple(found)
-
-    @cached_property
-    def _unrolled(self) -> tuple[NDArray[np.int32], tuple[tuple[Rectangle, ...], ...], tuple[Virtual, ...]]:
-        """The class of every tile, the rectangles of every class, and the virtual tiles."""
-        plain = AttentionPlan(self.layout, self.halo)
-        crosses = np.zeros(self.layout.grid, dtype=np.bool_)
-        for axis, tiles in enumerate(self._crossings):
-            turned = np.asarray([any(turn for _, turn in seen) for seen in tiles])
+    def _unrolled(self) -> tuple[NDArray[np.int32], tuple[Boxes, ...], tuple[Virtual, ...]]:
+        """The class of every tile, the boxes of every class, and the virtual tiles."""
+        plain, grid = AttentionPlan(self.layout, self.halo), self.layout.grid
+        reaches = [AxisReach(*ends) for ends in zip(self.layout.axes, self.halo, strict=True)]
+        seen = [reach.with_turns() for reach in reaches]
+        crosses = np.zeros(grid, dtype=np.bool_)
+        for axis, parts in enumerate(seen):
+            turned = np.asarray([bool(part[:, 4].any()) for part in parts])
             crosses |= turned.reshape([-1 if a == axis else 1 for a in range(crosses.ndim)])
         lengths = np.asarray(plain.halo_lengths, dtype=np.int64)[plain.class_of_tile]
         self._check_entries(int(lengths[crosses.ravel()].sum()))
-        numbers: dict[int, int] = {}
+        # classes are numbered in the order of their first tiles
+        keys = np.where(crosses.ravel(), ~np.arange(self.layout.num_tiles), plain.class_of_tile)
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        class_of_tile = np.argsort(order)[inverse].astype(np.int32)
+        places = np.unravel_index(first[order], grid)
+        counts = np.prod([reach.counts[i] for reach, i in zip(reaches, places, strict=True)], axis=0) - 1
+        self.check_size("a list", int(counts.sum()), "boxes", MAX_BOXES)
         virtual: dict[Virtual, int] = {}
-        boxes: list[tuple[Rectangle, ...]] = []
-        class_of_tile = np.zeros(self.layout.num_tiles, dtype=np.int32)
-        for t, seen in enumerate(itertools.product(*self._crossings)):
-            key = ~t if crosses.flat[t] else int(plain.class_of_tile[t])
-            if key not in numbers:
-                numbers[key] = len(boxes)
-                boxes.append(self._boxes(t, seen, virtual))
-            class_of_tile[t] = numbers[key]
-        return class_of_tile, tuple(boxes), tuple(virtual)
+        boxes = tuple(
+            self._class_boxes(t, [parts[i] for parts, i in zip(seen, place, strict=True)], virtual)
+            for t, place in zip(first[order].tolist(), np.stack(places, axis=1).tolist(), strict=True)
+        )
+        return class_of_tile, boxes, tuple(virtual)
 
-    def _boxes(
-        self, t: int, seen: tuple[tuple[tuple[Segment, int], ...], ...], virtual: dict[Virtual, int]
-    ) -> tuple[Rectangle, ...]:
+    def _class_boxes(self, t: int, parts: Sequence[NDArray[np.int64]], virtual: dict[Virtual, int]) -> Boxes:
         """The halo of tile t as boxes; virtual tiles met for the first time are added to `virtual`."""
-        boxes: list[Rectangle] = []
-        for box in itertools.product(*seen):
-            segments, turns = zip(*box, strict=True)
-            lender = int(np.ravel_multi_index([s.source for s in segments], self.layout.grid))
-            if lender == t:
-                continue
-            if any(turns):
-                lender = self.layout.num_tiles + virtual.setdefault(Virtual(lender, turns), len(virtual))
-            start, shape, offset = (tuple(getattr(s, name) for s in segments) for name in ("start", "length", "offset"))
-            boxes.append(Rectangle(lender - t, start, shape, offset))
-        return tuple(boxes)
+        chosen = _product(parts)
+        lender, turns = chosen[:, :, 0] @ self._strides, chosen[:, :, 4]
+        away = turns.any(axis=1)
+        names = map(Virtual, lender[away].tolist(), map(tuple, turns[away].tolist()))
+        tiles = self.layout.num_tiles
+        lender[away] = [tiles + virtual.setdefault(name, len(virtual)) for name in names]
+        return _boxes(lender - t, chosen, lender != t)
 
     @property
     def virtual(self) -> tuple[Virtual, ...]:
@@ -296,23 +336,43 @@ class UnwrappedPlan(AttentionPlan):
         """The class of every tile, int32 [T]."""
         return self._unrolled[0]
 
-    def rectangles(self, class_index: int) -> tuple[Rectangle, ...]:
+    def boxes(self, class_index: int) -> Boxes:
         """The halo of a class as boxes, own tile left out."""
         return self._unrolled[1][class_index]
 
     def halo_length(self, class_index: int) -> int:
         """Number of halo tokens of a tile of the class."""
-        return sum(math.prod(box.shape) for box in self.rectangles(class_index))
+        return int(self.boxes(class_index).shape.prod(axis=1).sum())
+
+    @cached_property
+    def num_boxes(self) -> int:
+        """The number of boxes of all classes."""
+        return sum(len(boxes.tile_delta) for boxes in self._unrolled[1])
+
+    @cached_property
+    def num_runs(self) -> int:
+        """The number of runs of all classes."""
+        shapes = (boxes.shape for boxes in self._unrolled[1])
+        return sum(int(np.where(_joined(x, self.layout.tile), 1, x).prod(axis=1).sum()) for x in shapes)
 
 
-def _local_tokens(box: Rectangle, tile: tuple[int, ...]) -> NDArray[np.int64]:
-    """Row-major token numbers of a box inside its tile."""
-    ranges = [np.arange(a, a + n, dtype=np.int64) for a, n in zip(box.start, box.shape, strict=True)]
-    grids = np.meshgrid(*ranges, indexing="ij")
-    flat = np.zeros(box.shape, dtype=np.int64)
-    for grid, width in zip(grids, tile, strict=True):
-        flat = flat * width + grid
-    return flat.ravel()
+def _joined(shape: NDArray[np.int64], tile: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which axes of boxes [n, axes] are in one run of tokens: the last, and others where all later ones are whole."""
+    joined = np.ones(shape.shape, dtype=np.bool_)
+    for axis in reversed(range(len(tile) - 1)):
+        joined[:, axis] = joined[:, axis + 1] & (shape[:, axis + 1] == tile[axis + 1])
+    return joined
+
+
+def _local_tokens(start: NDArray[np.int64], shape: NDArray[np.int64], tile: tuple[int, ...]) -> NDArray[np.int64]:
+    """Row-major token numbers inside their tiles of the places of boxes [n, axes], box after box."""
+    sizes = shape.prod(axis=1)
+    box, place = np.repeat(np.arange(len(sizes)), sizes), ranges(np.zeros_like(sizes), sizes)
+    tokens = np.zeros(len(box), dtype=np.int64)
+    for axis in reversed(range(len(tile))):
+        place, inside = np.divmod(place, shape[box, axis])
+        tokens += (start[box, axis] + inside) * math.prod(tile[axis + 1 :])
+    return tokens
 
 
 @lru_cache(maxsize=256)
