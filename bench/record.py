@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -20,9 +21,26 @@ GENERATE = RESULTS.parent.parent / "docs/generate.py"
 
 
 def place(data: dict[str, Any], folder: Path) -> Path:
-    """Where a run belongs: `<device>/<date>.json`."""
+    """Where a run belongs: `<device>/<date>.json`, or `<date>-2.json` and so on where others of that day are kept.
+
+    A run that is kept already belongs where it is.
+    """
     device = re.sub(r"[^a-z0-9]+", "-", data["environment"]["device_name"].lower()).strip("-")
-    return folder / device / f"{data['environment']['date']}.json"
+    first = folder / device / f"{data['environment']['date']}.json"
+    names = itertools.chain([first], (first.with_stem(f"{first.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists() or _holds(name, data))
+
+
+def _holds(path: Path, data: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(path.read_text()) == data)
+    except ValueError:
+        return False
+
+
+def order(path: Path) -> list[int]:
+    """By which kept runs are sorted, newest last: the numbers of `<date>-<number>.json`, so that -10 is after -2."""
+    return [int(digits) for digits in re.findall(r"[0-9]+", path.stem)]
 
 
 def record(source: Path, folder: Path = RESULTS) -> Path:
@@ -62,9 +80,9 @@ def missing_limits(data: dict[str, Any]) -> list[str]:
 
 
 def latest_results(folder: Path = RESULTS) -> list[Path]:
-    """The newest JSON of every device, `<device>/<date>.json`."""
+    """The newest JSON of every device, by `order`."""
     folders = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in NO_DEVICES)
-    newest = (max(path.glob("*.json"), default=None, key=lambda file: file.stem) for path in folders)
+    newest = (max(path.glob("*.json"), default=None, key=order) for path in folders)
     return [path for path in newest if path is not None]
 
 

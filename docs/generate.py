@@ -107,7 +107,7 @@ def gaussian_tables() -> str:
 
 def quality_tables() -> str:
     """The newest kept run of the quality evaluation."""
-    kept = sorted((HERE.parent / "bench/results/quality").glob("*/*.json"), key=lambda path: path.stem)
+    kept = sorted((HERE.parent / "bench/results/quality").glob("*/*.json"), key=record.order)
     run = quality_results.validate(json.loads(kept[-1].read_text()))
     about = run["environment"]
     return f"Measured on {about['device_name']}, {about['date']}: `{run['command']}`\n\n{quality.tables(run).rstrip()}"

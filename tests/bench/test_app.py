@@ -21,6 +21,7 @@ from tiledattn.bench import (
     runner,
     suite,
     tile_cases,
+    timing,
 )
 from tiledattn.bench.ways import NotOfferedError, Way
 
@@ -52,7 +53,7 @@ def bench(tmp_path):
     """Runs the program with a folder of its own; returns the exit code and the run."""
 
     def run(*arguments):
-        code = app.main([*arguments, "--device", "cpu", "--case-seconds", "0", "--out", str(tmp_path / "out")])
+        code = app.main([*arguments, "--device", "cpu", "--case-seconds", "0.001", "--out", str(tmp_path / "out")])
         path = tmp_path / "out/benchmark.json"
         return code, json.loads(path.read_text()) if path.is_file() else None
 
@@ -242,6 +243,45 @@ def test_time_runs_out(bench, counted, capsys):
     code, data = bench("--seconds", "0")
     assert (code, data) == (3, None)
     assert "4 cases were not run: out of time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [None, "another run's"])
+def test_a_run_of_nothing_says_so(there, counted, capsys, tmp_path):
+    path = tmp_path / "run.json"
+    if there:
+        path.write_text(there)
+    assert app.main(["--device", "cpu", "--seconds", "0", "--json", str(path)]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "bench: nothing was run, nothing written"
+    assert "bench: written" not in err
+    assert (path.read_text() if path.exists() else None) == there
+
+
+def test_no_limit_of_seconds_can_be_said(bench, counted):
+    code, data = bench("--seconds", "inf")
+    assert (code, len(data["cases"])) == (0, 4)
+
+
+def test_a_case_without_chosen_ways_is_left_out(bench, capsys, monkeypatch):
+    chosen = plan.wanted
+
+    def wanted(*arguments):
+        found = chosen(*arguments)
+        return lambda way: found(way) and way.name == "a copy of the same bytes"
+
+    monkeypatch.setattr(plan, "wanted", wanted)
+    code, data = bench("--case", "attention", "extraction")
+    assert (code, [case["operation"] for case in data["cases"]]) == (0, ["extraction"])
+    assert "attention/tiny/float32: left out, since it has none of the chosen ways" in capsys.readouterr().err
+
+
+def test_any_finite_time_of_a_case_is_enough(capsys, tmp_path):
+    path = tmp_path / "run.json"
+    words = ["--device", "cpu", "--case", "blending/tiny/float32", "--backend", "torch", "--no-peers"]
+    assert app.main([*words, "--case-seconds", "1e308", "--json", str(path)]) == 0
+    (case,) = json.loads(path.read_text())["cases"]
+    assert {row["samples"] for row in case["rows"]} == {timing.MOST_ROUNDS}
 
 
 def test_a_dry_run_lists_and_runs_nothing(bench, counted, capsys):

@@ -66,6 +66,38 @@ def test_a_broken_law_has_no_time(monkeypatch):
     assert "seconds" in rows["Panorama pipeline, 50% overlap"]
 
 
+@pytest.fixture
+def uncoupled(monkeypatch):
+    """Couplings are silently off wherever they were not asked for by name, which the law does."""
+    import tiledattn.diffusers as td
+
+    right = td.enable_tiling
+    monkeypatch.setattr(td, "enable_tiling", lambda model, **options: right(model, **{**step_cases.ALONE, **options}))
+
+
+def test_couplings_that_are_silently_off_have_no_time(uncoupled):
+    rows = rows_of()
+    assert "errs by" in rows["coupled, no overlap"]["failed"]
+    assert "seconds" in rows["Panorama pipeline, 50% overlap"]
+
+
+def gate_of(overlap, blend):
+    def make(dtype):
+        return end_to_end.our_painter(20, CPU, dtype, overlap, "a photo of a lake", blend=blend)
+
+    noise = torch.randn(1, 4, 32, 16, generator=torch.Generator().manual_seed(3))
+    return end_to_end.judged(make(torch.float32), make(torch.float32), make(torch.float64), noise)
+
+
+@pytest.mark.parametrize(("overlap", "blend"), [(0, "prediction"), (8, "attention")])
+def test_the_studys_gate_lets_couplings_pass(overlap, blend):
+    assert gate_of(overlap, blend).passed
+
+
+def test_the_studys_gate_knows_couplings_that_are_off(uncoupled):
+    assert not gate_of(0, "prediction").passed
+
+
 @pytest.mark.parametrize("name", ["our_painter", "panorama"])
 def test_another_picture_than_that_of_the_method_has_no_time(monkeypatch, name):
     """Only the first one made, which is what is timed, is broken."""
@@ -138,14 +170,16 @@ def test_panorama_needs_the_smallest_overlap_that_is_not_above_ours():
     assert end_to_end_verdicts.needed([ours, *peers], ours, patches).method.overlap == 12
     text = end_to_end_verdicts.table([ours, *peers], {ours.method: patches}, Interval(1.05, 1.04, 1.06, 9))
     assert (
-        "reached: time of ours without overlap over Panorama's with 50% overlap, needed by edges and tones, 0.25"
-        in text
+        "reached: time of ours without overlap over Panorama's with 50% overlap, needed by edges and tones, picture by "
+        "picture, 0.25" in text
     )
-    assert "Panorama's with 75% overlap, needed by patches as well, 0.11" in text
+    assert "Panorama's with 75% overlap, needed by patches as well, pooled, 0.11" in text
+    assert "note: Panorama's with 50% overlap are below ours without overlap: seam contrast, x 0.7" in text
+    assert "note: Panorama's with 25% overlap" not in text
     few = end_to_end_verdicts.table([ours, peers[-1]], {})
     assert (
-        "not settled: no overlap of Panorama that was painted has seams like ours without overlap, by edges and tones "
-        "(no overlap: " in few
+        "not settled: no overlap of Panorama that was painted has seams like ours without overlap, by edges and tones, "
+        "picture by picture (no overlap: " in few
     )
     assert "seam contrast, x 2.0" in few
     assert "seam contrast, y" not in few.partition("(no overlap: ")[2].partition(")")[0]
@@ -174,10 +208,10 @@ def test_more_overlap_than_was_painted_takes_longer_still():
     peers = [a_row("panorama", 0, 1.2, 2.0), a_row("panorama", 4, 2.0), a_row("panorama", 8, 4.0)]
     text = end_to_end_verdicts.table([ours, more, *peers], {})
     assert "not settled: no" not in text
-    assert "Panorama's with 25% overlap, needed by edges and tones, 0.5" in text
+    assert "Panorama's with 25% overlap, needed by edges and tones, picture by picture, 0.5" in text
     reached = (
         "reached: no overlap of Panorama that was painted has seams like ours with 25% overlap, blended behind "
-        "attention, by edges and tones (no overlap: seam contrast, x 2.5"
+        "attention, by edges and tones, picture by picture (no overlap: seam contrast, x 2.5"
     )
     assert reached in text
     assert "; 25% overlap: seam contrast, x 1.25" in text
@@ -185,6 +219,33 @@ def test_more_overlap_than_was_painted_takes_longer_still():
     assert "reached: no overlap" not in end_to_end_verdicts.table([ours, more, *peers[::2]], {})  # 25% might be enough
     predictions = dataclasses.replace(more, method=Method("ours", 4))
     assert "seams like ours with 25%" not in end_to_end_verdicts.table([ours, predictions, *peers], {})
+
+
+def test_a_verdict_is_given_by_either_estimator():
+    """One picture with next to no edges inside its tiles, which weighs much picture by picture and little pooled."""
+    ours, peer = a_row("ours", 0, 1.0), a_row("panorama", 8, 4.0)
+    seams = {key: (1.02 * top, bottom) for key, (top, bottom) in peer.seams[1].items()}
+    seams |= {(0, seed): (seams[0, seed][0] * 2e-4, 1e-4) for seed in range(6)}
+    peer = dataclasses.replace(peer, seams=(peer.seams[0], seams))
+    by_picture, pooled = (
+        end_to_end_verdicts.measured(peer, ours, estimator=estimator)["seam contrast, x"]
+        for estimator in (end_to_end_verdicts.PICTURES, end_to_end_verdicts.POOLED)
+    )
+    assert by_picture.low > 1 > pooled.low
+    text = end_to_end_verdicts.table([ours, peer], {})
+    assert "not settled: no overlap of Panorama that was painted has seams like ours without overlap, by edges" in text
+    assert "Panorama's with 50% overlap, needed by edges and tones, pooled, 0.25" in text
+
+
+def test_pooled_pairs_are_ratio_intervals_where_the_other_is_one():
+    rng = np.random.default_rng(0)
+    pairs = {(prompt, seed): tuple(rng.uniform(0.5, 1.5, 2)) for prompt in range(2) for seed in range(9)}
+    found = end_to_end_verdicts.paired_pooled(pairs, dict.fromkeys(pairs, (1.0, 1.0)))
+    expected = end_to_end_verdicts.pooled(pairs)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    same = end_to_end_verdicts.paired_pooled(pairs, pairs)
+    assert (same.value, same.low, same.high) == pytest.approx((1, 1, 1))
+    assert math.isnan(end_to_end_verdicts.paired_pooled({(0, 0): (1.0, 2.0)}, {(0, 0): (1.0, 1.0)}).low)
 
 
 def test_overlaps_whose_views_cover_the_canvas():

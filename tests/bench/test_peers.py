@@ -260,15 +260,22 @@ def test_tiles():
     for _ in range(2):  # what was added before is zeroed
         torch.testing.assert_close(loop(), exact)
     torch.testing.assert_close(peers_tiles.fold(tiles, layout), exact)
-    assert torch.equal(peers_tiles.slices(exact, layout), ta.extract_tiles(exact, layout, backend="reference"))
+    right = ta.extract_tiles(exact, layout, backend="reference")
+    for cut in (peers_tiles.slices, peers_tiles.unfold):
+        assert torch.equal(cut(exact, layout), right)
+        into = torch.full_like(right, torch.nan)
+        assert cut(exact, layout, out=into) is into
+        assert torch.equal(into, right)
     tiles = torch.randn(flat.num_tiles, 2, 3, *flat.tile)
     assert torch.equal(peers_tiles.pad_by_canvas(tiles, flat, 2), ta.pad_tiles(tiles, flat, 2, backend="reference"))
 
 
-def test_fold_has_one_step():
+def test_fold_and_unfold_have_one_step():
     layout = ta.TileLayout((29, 20), (12, 8), 4)
-    with pytest.raises(ways.NotOfferedError, match="the last tiles lie nearer"):
+    with pytest.raises(ways.NotOfferedError, match=r"F\.fold has one step; here the last tiles lie nearer"):
         peers_tiles.fold(torch.zeros(layout.num_tiles, 1, 1, 12, 8), layout)
+    with pytest.raises(ways.NotOfferedError, match="unfold has one step; here the last tiles lie nearer"):
+        peers_tiles.unfold(torch.zeros(1, 1, 29, 20), layout)
 
 
 def test_a_copy_moves_as_many_bytes():

@@ -2,12 +2,15 @@
 
 import copy
 import json
+import re
 
 import pytest
 from benchmark_run import RUN
 
 from bench import record
 from tiledattn.bench import notes, report, tables
+
+RIGHT_TIMES = {name: RUN["cases"][0]["rows"][0][name] for name in ("seconds", "spread", "samples", "extra_bytes")}
 
 
 def test_a_run_is_valid_and_survives_json():
@@ -34,6 +37,21 @@ def broken(change):
             r"limits\[1\]\.unit: got 'miles'; expected one of TFLOP/s",
         ),
         (lambda r: r["limits"][0].update(rate=0.0), r"limits\[0\]\.rate: got 0.0; expected a positive rate"),
+        (
+            lambda r: r["limits"][0].update(unit="GB/s"),
+            r"limits\[0\]\.name, in GB/s: got 'matrix product'; expected one of copy",
+        ),
+        (lambda r: r["limits"][1].update(name="disk"), r"limits\[1\]\.name, in GB/s: got 'disk'; expected one of copy"),
+        (lambda r: r.update(limits=[]), "limits: got none; expected one or more, since there are cases"),
+        (lambda r: r["cases"][1].update(rows=[]), r"cases\[1\]\.rows: got none; expected one or more"),
+        (lambda r: r["environment"].pop("protocol"), r"environment\.protocol: missing; expected str"),
+        (lambda r: r["environment"].pop("threads"), r"environment\.threads: missing; expected int"),
+        (lambda r: r["environment"].update(threads="2"), r"environment\.threads: got str; expected int"),
+        (lambda r: r["scaling"][0]["environment"].pop("threads"), r"scaling\[0\]\.environment\.threads: missing"),
+        (
+            lambda r: r["cases"][2]["rows"][0].update(RIGHT_TIMES, error=1.0, allowed=2e-4),
+            r"cases\[2\]\.rows\[0\]: has \['seconds', 'failed'\]; expected exactly one",
+        ),
         (lambda r: r["limits"][0].pop("what"), r"limits\[0\]\.what: missing"),
         (lambda r: r["cases"][0].update(unit="miles"), r"cases\[0\]\.unit: got 'miles'"),
         (lambda r: r["cases"][0].update(amount="much"), r"cases\[0\]\.amount: got str; expected float"),
@@ -192,19 +210,31 @@ def test_an_empty_run_has_no_tables():
 
 
 def test_the_newest_result_of_every_device(tmp_path):
-    for name in ("a/2026-01-02.json", "a/2026-01-10.json", "b/2025-12-31.json", "quality/2026-01-11.json"):
+    for name in (
+        *("a/2026-01-02.json", "a/2026-01-02-3.json", "a/2026-01-10.json", "quality/2026-01-11.json"),
+        *("b/2025-12-31.json", "b/2025-12-31-2.json", "b/2025-12-31-10.json", "b/2025-12-30-11.json"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [str(p.relative_to(tmp_path)) for p in record.latest_results(tmp_path)] == [
         "a/2026-01-10.json",
-        "b/2025-12-31.json",
+        "b/2025-12-31-10.json",
     ]
 
 
-@pytest.mark.parametrize("path", record.latest_results(), ids=lambda path: path.parent.name)
+KEPT = sorted(path for path in record.RESULTS.glob("*/*.json") if path.parent.name not in record.NO_DEVICES)
+
+
+def test_a_run_without_cases_needs_no_protocol_and_no_limits():
+    run = broken(lambda r: r.update(cases=[], limits=[]))
+    del run["environment"]["protocol"]
+    assert report.validate(run) == run  # what `tiledattn bench scaling` leaves by itself
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_committed_results_are_valid(path):
     data = report.validate(json.loads(path.read_text()))
-    assert data["environment"]["date"] == path.stem
+    assert re.fullmatch(rf"{data['environment']['date']}(-\d+)?", path.stem)
     assert not any("failed" in row for case in data["cases"] for row in case["rows"] if row["kind"] == "ours")
 
 

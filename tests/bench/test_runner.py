@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from benchmark_run import RUN
 
 import tiledattn as ta
 from tiledattn.bench import attention_cases, backward_cases, memory, peers, report, runner, tile_cases, ways
@@ -67,16 +68,7 @@ def test_a_planted_wrong_kernel_has_no_time(kind, prepare):
     rows, entry = run(("planted", kind, prepare))
     assert "errs by" in rows["planted"]["failed"]
     assert "seconds" not in rows["planted"]
-    about = {"device_name": "x", "device": "cpu", "torch": "1", "commit": "c", "date": "d", "python": "3"}
-    data = {
-        "format": report.FORMAT,
-        "command": "x",
-        "environment": about,
-        "limits": [],
-        "cases": [entry],
-        "scaling": [],
-    }
-    text = report.tables(report.validate(data))
+    text = report.tables(report.validate({**RUN, "cases": [entry]}))
     assert "wrong, hence no figure" in text
 
 

@@ -22,9 +22,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def rows_of(denoiser, grid=(2, 1)):
-    case = StepCase(STEP, "small", {"cpu": ("float32",)}, denoiser=denoiser, grid=grid)
-    return {row["way"]: row for row in runner.run(case, "float32", CPU, 0.0)["rows"]}
+def rows_of(denoiser, grid=(2, 1), dtype="float32"):
+    case = StepCase(STEP, "small", {"cpu": (dtype,)}, denoiser=denoiser, grid=grid)
+    return {row["way"]: row for row in runner.run(case, dtype, CPU, 0.0)["rows"]}
 
 
 @pytest.mark.parametrize("denoiser", [denoisers.UNET, denoisers.DIT], ids=lambda d: d.name)
@@ -62,6 +62,45 @@ def test_a_denoiser_that_breaks_its_law_has_no_time():
     assert "seconds" in rows[step_cases.UNTILED]
 
 
+def test_couplings_that_are_silently_off_have_no_time(monkeypatch):
+    """They are off in the wider precision, too, and the law asks for couplings by other options."""
+    right = step_cases.tiled_copy
+
+    def planted(denoiser, model, options):
+        off = {} if options.get("blend") == "attention" else step_cases.ALONE
+        return right(denoiser, model, {**off, **options})
+
+    monkeypatch.setattr(step_cases, "tiled_copy", planted)
+    rows = rows_of(denoisers.UNET)
+    lost = {OURS, *(way for way in rows if way.endswith("blended as predictions"))}
+    assert len(lost) == 3
+    assert {way for way, row in rows.items() if "seconds" not in row} == lost
+    assert all("errs by" in rows[way]["failed"] for way in lost)
+
+
+@pytest.mark.parametrize("denoiser", [denoisers.UNET, denoisers.DIT], ids=lambda d: d.name)
+def test_half_precisions_hide_no_lost_couplings(monkeypatch, denoiser):
+    """Flux.1's weak couplings are less than bfloat16 errs: `test_the_large_ones_are_called_rightly` has them."""
+    canvas = torch.randn(1, 4, *denoiser.canvas((2, 1)), generator=torch.Generator().manual_seed(0)).bfloat16()
+    model = step_cases.held_model(denoiser, CPU, torch.bfloat16)
+
+    def verdict():
+        found = denoiser.step(step_cases.tiled_copy(denoiser, model, {}), canvas)
+        return step_cases.same_verdict(denoiser, {}, canvas, found)
+
+    with torch.no_grad():
+        assert verdict().passed
+        right = step_cases.tiled_copy
+        monkeypatch.setattr(step_cases, "tiled_copy", lambda d, m, o: right(d, m, {**step_cases.ALONE, **o}))
+        assert not verdict().passed
+
+
+def test_which_options_couple_tiles():
+    case = StepCase(STEP, "small", {}, denoiser=denoisers.UNET, grid=(2, 1))
+    for name, _, options in case._tilings():
+        assert name.startswith("coupled") == (options is not None and step_cases.couples(options))
+
+
 def test_a_prediction_that_is_not_finite_has_no_time():
     def step(model, canvas):
         return denoisers.UNET.step(model, canvas).masked_fill(canvas == canvas.max(), float("nan"))
@@ -97,17 +136,18 @@ TINY_FLUX = {"guidance_embeds": True, "num_layers": 1, "num_single_layers": 1, "
 
 
 @pytest.mark.parametrize(
-    ("denoiser", "kind", "config", "tile"),
+    ("denoiser", "kind", "config", "tile", "dtype"),
     [
-        (denoisers.SDXL_UNET, "UNet2DConditionModel", TINY_SDXL, (16, 16)),
-        (denoisers.FLUX_DIT, "FluxTransformer2DModel", TINY_FLUX, (4, 4)),
+        (denoisers.SDXL_UNET, "UNet2DConditionModel", TINY_SDXL, (16, 16), "float32"),
+        (denoisers.FLUX_DIT, "FluxTransformer2DModel", TINY_FLUX, (4, 4), "float32"),
+        (denoisers.FLUX_DIT, "FluxTransformer2DModel", TINY_FLUX, (4, 4), "bfloat16"),
     ],
-    ids=["SDXL", "Flux"],
+    ids=["SDXL", "Flux", "Flux in bfloat16"],
 )
-def test_the_large_ones_are_called_rightly(denoiser, kind, config, tile):
+def test_the_large_ones_are_called_rightly(denoiser, kind, config, tile, dtype):
     """Small models of the same kind take the same calls."""
     small = dataclasses.replace(denoiser, make=denoisers.random_model(kind, config), tile=tile)
-    rows = rows_of(small)
+    rows = rows_of(small, dtype=dtype)
     assert all("seconds" in row for row in rows.values()), rows
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from bench.record import order
+
 from .pages import ROOT, read
 
 UNET, DIT = "textures_unet", "textures_dit"
@@ -34,7 +36,7 @@ QUOTED = {
 @pytest.fixture(scope="module")
 def run() -> Any:
     kept = (ROOT / "bench/results/quality").glob("*/*.json")
-    return json.loads(max(kept, key=lambda path: path.stem).read_text())
+    return json.loads(max(kept, key=order).read_text())
 
 
 def figure(run: Any, model: str, method: str, measure: str) -> str:

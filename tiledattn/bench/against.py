@@ -1,4 +1,4 @@
-"""A run beside an earlier one: what has become slower."""
+"""A run beside an earlier one: what has become slower or faster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any
 
 from . import report
 from .tables import Cell, Table, time_text
+from .timing import WARM
 
 Run = dict[str, Any]
 Row = dict[str, Any]
+Key = tuple[str, str, str, str]  # a case's operation, name and dtype, and a way
 
-SAME = ("cpu_model", "threads", "cores", "protocol", "torch", "library")  # what two runs should share beside the device
+TOLD = ("date", "commit", "device_name")  # of two environments; of all else that they have a difference is a line
+WARM_CHANGED = "2026-12-01"  # the first date of runs whose protocol "warm" has more than one untimed call
+ERROR_OF_MEDIAN = 1.2533 / 1.349  # times the interquartile range over the root of the number of normal samples
+SURE = 3.0  # standard errors
 
 
 def read(path: Path) -> Run:
@@ -33,28 +38,68 @@ def read(path: Path) -> Run:
 def table(data: Run, earlier: Run) -> str:
     """Markdown: the time of every way that both runs have, now and then, and their ratio.
 
-    A ratio is bold, and its row ends with "slower", where it is above 1 by more than the joint spread: the root of the
-    sum of the squares of both interquartile ranges, each over its median. Ways that have lost their time are named. Two
-    runs on different devices are not compared; where the CPU, threads, protocol or torch differ, a line says so.
-    Where threads differ, no row is called slower.
+    A ratio is bold, and its row ends with "slower" or "faster", where the larger time exceeds the smaller by more than
+    the joint uncertainty of both medians: the root of the sum of the squares of `uncertainty`. Cases whose work
+    differs are named and not compared, ways that have lost their time are named too. Two runs on different devices are
+    not compared; whatever else differs between their environments is a line. Where threads differ, no row is called
+    slower or faster.
     """
     now, then = data["environment"], earlier["environment"]
     if now["device_name"] != then["device_name"]:
         return f"Not compared: the earlier run is of {then['device_name']!r}, this one of {now['device_name']!r}.\n"
-    lines = [f"Against commit {then['commit']}, {then['date']}."]
-    for name in SAME:
-        if now.get(name) != then.get(name):
-            lines.append(f"Mind that {name} differs: {then.get(name)} then, {now.get(name)} now.")
-    rows, lost = _rows(data, earlier), _lost(data, earlier)
+    lines = [f"Against commit {then['commit']}, {then['date']}.", *_differences(now, then)]
+    rows, other_work = _rows(data, earlier)
+    named = [*other_work, *_lost(data, earlier)]
     if not rows:
-        return "\n".join([*lines, "The two runs have no case and way in common.", *lost]) + "\n"
-    slower = sum(row[-1] == "slower" for row in rows)
-    cells = [[*map(Cell, row[:4]), Cell(row[4], row[-1] == "slower"), Cell(row[5])] for row in rows]
+        none = [] if other_work else ["The two runs have no case and way in common."]
+        return "\n".join([*lines, *none, *named]) + "\n"
+    cells = [[*map(Cell, row[:4]), Cell(row[4], bool(row[-1])), Cell(row[5])] for row in rows]
     found = Table("against", ["case", "way", "then", "now", "now / then", ""], cells, [])
-    end = f"{slower} of {len(rows)} are slower beyond the joint spread."
+    slower, faster = (sum(row[-1] == word for row in rows) for word in ("slower", "faster"))
+    end = f"{slower} of {len(rows)} are slower and {faster} faster, beyond the joint uncertainty of both medians. "
+    end += "That is of samples within a run; whole runs differ too, by what else the machine does."
     if now.get("threads") != then.get("threads"):
         end = "Threads differ: no verdicts."
-    return "\n".join([*lines, "", *report.lines_of(found), "", end, *lost]) + "\n"
+    return "\n".join([*lines, "", *report.lines_of(found), "", end, *named]) + "\n"
+
+
+def uncertainty(row: Row) -> float:
+    """Half the interval of a row's median, over that median: `SURE` standard errors, by the interquartile range.
+
+    Infinite for a single sample. It says nothing of what all samples of a run share, such as a busy host. With n - 1
+    for n, since the range of few samples comes out too small: equal times are then told apart in at most one row of
+    twenty, from 20 samples on in one of a hundred.
+    """
+    samples = row["samples"]
+    return SURE * ERROR_OF_MEDIAN * float(row["spread"]) / math.sqrt(samples - 1) if samples > 1 else math.inf
+
+
+def _differences(now: Run, then: Run) -> list[str]:
+    """A line for each field that the two environments don't share, and for what changed under the same name."""
+    lines = []
+    for name in dict.fromkeys([*now, *then]):
+        a, b = then.get(name), now.get(name)
+        if name in TOLD or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            parts = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+            told = "; ".join(f"{key} {_text(a.get(key))} then, {_text(b.get(key))} now" for key in parts)
+        else:
+            told = f"{_text(a)} then, {_text(b)} now"
+        lines.append(f"Mind that {name} differs: {told}.")
+    if now.get("protocol") == then.get("protocol") == WARM:
+        old = [run["date"] < WARM_CHANGED for run in (then, now)]
+        if old[0] != old[1]:
+            lines.append(
+                f'Mind that "{WARM}" means one untimed call before a sample in runs dated before {WARM_CHANGED}, and '
+                f"as many as the sample has since: the {'earlier run' if old[0] else 'run of now'} is of before, and "
+                "what fits into the caches can look faster or slower by that alone."
+            )
+    return lines
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def _lost(data: Run, earlier: Run) -> list[str]:
@@ -73,22 +118,42 @@ def _reason(row: Row | None) -> str:
     return "it was not run" if row is None else str(row.get("failed") or row["skipped"]).rstrip(".")
 
 
-def _rows(data: Run, earlier: Run) -> list[tuple[str, ...]]:
-    known = {key: row for case in earlier["cases"] for key, row in _timed(case).items()}
+def _rows(data: Run, earlier: Run) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The cells of what has a time in both runs, and a line for each case, or limit in it, whose work differs."""
+    known = {key: (case, row) for case in earlier["cases"] for key, row in _timed(case).items()}
     found: list[tuple[str, ...]] = []
+    other_work: dict[str, str] = {}
     comparable = data["environment"].get("threads") == earlier["environment"].get("threads")
     for case in data["cases"]:
         for key, row in _timed(case).items():
-            if key in known:
-                then = known[key]
-                ratio = row["seconds"] / then["seconds"]
-                slower = comparable and ratio - 1 > math.hypot(row["spread"], then["spread"])
+            if key not in known:
+                continue
+            case_then, then = known[key]
+            label = "/".join(key[:3])
+            for name, a, b in ((label, case_then, case), (f"{label}, {key[3]}", then, row)):
+                if a.get("amount") != b.get("amount"):
+                    amounts = f"{_amount(a)} then, {_amount(b)} now"
+                    other_work[name] = f"Not compared, since the amount of work differs: {name}: {amounts}."
+                    break
+            else:
+                verdict = _verdict(row, then) if comparable else ""
                 times = (time_text(then["seconds"]), time_text(row["seconds"]))
-                found.append(("/".join(key[:3]), key[3], *times, f"{ratio:.2f}", "slower" if slower else ""))
-    return found
+                found.append((label, key[3], *times, f"{row['seconds'] / then['seconds']:.2f}", verdict))
+    return found, list(other_work.values())
 
 
-def _timed(case: Row) -> dict[tuple[str, str, str, str], Row]:
+def _amount(holder: Row) -> str:
+    return f"{holder['amount']:.10g}" if "amount" in holder else "the case's"
+
+
+def _verdict(now: Row, then: Row) -> str:
+    ratio = now["seconds"] / then["seconds"]
+    if max(ratio, 1 / ratio) - 1 <= math.hypot(uncertainty(now), uncertainty(then)):
+        return ""
+    return "slower" if ratio > 1 else "faster"
+
+
+def _timed(case: Row) -> dict[Key, Row]:
     return {(*_label(case), row["way"]): row for row in case["rows"] if "seconds" in row}
 
 

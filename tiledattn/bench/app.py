@@ -11,6 +11,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--cold", action="store_true", help="overwrite the caches before every timed call (CPU)")
     how.add_argument(
         "--case-seconds",
-        type=_seconds,
+        type=_finite_seconds,
         metavar="S",
         help=f"about how long a case is sampled; default {CASE_SECONDS:g}, less with --quick",
     )
@@ -112,14 +113,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; expected a whole number of at least 1")
-    return value
+    with suppress(ValueError):
+        value = int(text)
+        if value >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"got {text}; expected a whole number of at least 1")
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"got {text}; expected seconds, 0 or more")
-    return value
+    with suppress(ValueError):
+        value = float(text)
+        if value >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"got {text}; expected seconds, 0 or more")
+
+
+def _finite_seconds(text: str) -> float:
+    with suppress(ValueError):
+        value = float(text)
+        if 0 < value < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"got {text}; expected a finite number of seconds above 0")

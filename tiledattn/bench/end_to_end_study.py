@@ -8,15 +8,18 @@ and end. 1.0 is seamless, more an edge, less a blur, or structure that is missin
 prompt from a photograph, so are patches centred on the seams across x: their distance to the photograph's, relative to
 that of patches inside the tiles (`tiledattn.bench.quality`).
 
-The criterion: Panorama *needs* the smallest overlap with which neither its seam contrast on any axis nor its tone step
-is significantly above that of ours without overlap: the 95% interval of the ratio, Panorama's over ours by the same
-seed, begins at or below 1. The same is asked beside ours with overlap, blended behind attention. Few seeds tell little
-apart, so that it may seem to need less than it does; three measures, each at 2.5%, also turn away a Panorama exactly
-like ours in up to 7% of studies, and there is a verdict for each of ours. A second one asks the same of patches as
-well (10%). Where no overlap that was painted is enough, more would be needed, which takes longer than the largest that
-was: the verdict is then about that one's time, if all smaller ones with which diffusers' own views cover this canvas
-were painted (0, 4, 8, 10, ...; with others they leave a part out, which is mended here). Its default overlap, 14 of 16,
-has a border every 2 latents, hence no lines to compare the seams with, and is not painted.
+The criterion: Panorama *needs* the smallest overlap with which neither its seam contrast on any axis nor its tone
+step is significantly above that of ours without overlap: the 95% interval of the ratio, Panorama's over ours by the
+same seed, begins at or below 1. Ratios are taken in two ways, each with its verdict: picture by picture (the mean of
+logarithms) and pooled (sums over sums, in which a picture with next to no edges inside its tiles weighs next to
+nothing); where they disagree nothing is settled. What of Panorama is significantly below ours by both is a note. The
+same is asked beside ours with overlap, blended behind attention. Few seeds tell little apart, so that it may seem to
+need less than it does; three measures, each at 2.5%, also turn away a Panorama exactly like ours in up to 7% of
+studies, and there is a verdict for each of ours. A second one asks the same of patches as well (10%). Where no
+overlap that was painted is enough, more would be needed, which takes longer than the largest that was: the verdict is
+then about that one's time, if all smaller ones with which diffusers' own views cover this canvas were painted (0, 4,
+8, 10, ...; with others they leave a part out, which is mended here). Its default overlap, 14 of 16, has a border
+every 2 latents, hence no lines to compare the seams with, and is not painted.
 
 The gate: every method first paints its first noise in 2 steps, which must be what the same method paints in float64
 (ours on the PyTorch backend), within the budget of `ways`. This also warms it up. Ours at larger overlaps, blended as
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -176,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .environment import examine
 
         data = {
+            "command": shlex.join([parser.prog, *(sys.argv[1:] if arguments is None else arguments)]),
             "steps": options.steps,
             "first_seed": options.first_seed,
             "prompts": prompts,

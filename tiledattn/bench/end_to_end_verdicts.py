@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ MOST_OF_NEEDED = 0.4
 MOST_COUPLINGS = 0.1  # of a step
 
 AXES = ("y", "x")
+
+PICTURES, POOLED = "picture by picture", "pooled"  # mean of logarithms of pictures' ratios, and ratio of sums
 
 Key = tuple[int, int]  # number of the prompt, seed
 Pair = tuple[float, float]  # what is divided by what
@@ -181,30 +184,54 @@ def grouped(logs: ArrayLike, groups: ArrayLike, confidence: float = 0.95) -> Int
     return Interval(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(values), confidence)
 
 
+def paired_pooled(a: dict[Key, Pair], b: dict[Key, Pair]) -> Interval:
+    """The pooled ratio of a over that of b, of the pictures that both have, with its 95% interval.
+
+    Sum over sum per prompt, the geometric mean over prompts; the jackknife leaves a seed out of both. A picture in
+    which little is divided by little weighs little, unlike in `paired`.
+    """
+    keys = [key for key in a if key in b]
+    prompts = np.asarray([key[0] for key in keys])
+    table = np.asarray([(*a[key], *b[key]) for key in keys])
+    signs, logs, variance = np.asarray([1, -1, -1, 1]), [], 0.0
+    for prompt in np.unique(prompts):
+        rows = table[prompts == prompt] + 1e-9
+        count = len(rows)
+        logs.append(float(np.log(rows.sum(0)) @ signs))
+        left_out = np.log(rows.sum(0) - rows) @ signs if count > 1 else np.full(1, math.nan)
+        variance += (count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum())
+    centre = float(np.mean(logs))
+    reach = student_t(0.95, len(keys) - len(logs)) * math.sqrt(variance) / len(logs)
+    return Interval(math.exp(centre), math.exp(centre - reach), math.exp(centre + reach), len(keys))
+
+
 def contrasts(pairs: dict[Key, Pair]) -> dict[Key, float]:
     """The ratio of every picture."""
     return {key: (top + 1e-9) / (bottom + 1e-9) for key, (top, bottom) in pairs.items()}
 
 
-def measured(peer: Row, ours: Row, patches: Interval | None = None) -> dict[str, Interval]:
-    """The peer over ours by seed: seam contrast of either axis, tone step and, if given, patches."""
+def measured(peer: Row, ours: Row, patches: Interval | None = None, estimator: str = PICTURES) -> dict[str, Interval]:
+    """The peer over ours by seed: seam contrast of either axis, tone step and, if given, patches, which are pooled."""
     pairs = {
         f"seam contrast, {axis}": pair
         for axis, pair in zip(AXES, zip(peer.seams, ours.seams, strict=True), strict=True)
     }
     pairs["tone step"] = (peer.tones, ours.tones)
-    found = {name: paired(contrasts(a), contrasts(b)) for name, (a, b) in pairs.items()}
+    found = {
+        name: paired_pooled(a, b) if estimator == POOLED else paired(contrasts(a), contrasts(b))
+        for name, (a, b) in pairs.items()
+    }
     return found if patches is None else {**found, "patches": patches}
 
 
-def not_above(peer: Row, ours: Row, patches: Interval | None = None) -> bool:
+def not_above(peer: Row, ours: Row, patches: Interval | None = None, estimator: str = PICTURES) -> bool:
     """Whether the peer is significantly above ours in nothing: every ratio's interval begins at or below 1."""
-    return all(ratio.low <= 1 for ratio in measured(peer, ours, patches).values())
+    return all(ratio.low <= 1 for ratio in measured(peer, ours, patches, estimator).values())
 
 
-def needed(rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval]) -> Row | None:
+def needed(rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval], estimator: str = PICTURES) -> Row | None:
     """Panorama at the smallest overlap with which it is `not_above` one of ours."""
-    return next((r for r in _peers(rows) if not_above(r, ours, patches.get(r.method))), None)
+    return next((r for r in _peers(rows) if not_above(r, ours, patches.get(r.method), estimator)), None)
 
 
 def _peers(rows: Sequence[Row]) -> list[Row]:
@@ -242,7 +269,9 @@ def table(rows: Sequence[Row], patches: Patches, couplings: Interval | None = No
     return "\n".join([*lines, "", *_verdicts(rows, patches, couplings)])
 
 
-def _none_is_enough(rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval], words: str) -> str:
+def _none_is_enough(
+    rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval], estimator: str, words: str
+) -> str:
     """The line where no overlap that was painted is enough: what tells each from ours, and the time of the largest.
 
     A larger overlap has more views and takes longer: if all smaller ones that there are were painted, ours takes at
@@ -253,7 +282,7 @@ def _none_is_enough(rows: Sequence[Row], ours: Row, patches: Mapping[Method, Int
         return f"not settled: no Panorama was painted to have seams like {_spelled(ours.method)}, {words}"
     reasons = []
     for peer in peers:
-        ratios = measured(peer, ours, patches.get(peer.method))
+        ratios = measured(peer, ours, patches.get(peer.method), estimator)
         if any(math.isnan(ratio.low) for ratio in ratios.values()):
             return f"not settled: too few pictures to tell Panorama's seams from {_spelled(ours.method)}, {words}"
         above = ", ".join(f"{name} {ratio}" for name, ratio in ratios.items() if ratio.low > 1)
@@ -280,20 +309,27 @@ def _spelled(ours: Method) -> str:
 
 
 def _equal_seams(rows: Sequence[Row], ours: Row, patches: Mapping[Method, Interval]) -> list[str]:
-    """Lines about the overlap that Panorama needs for the seams of one of ours."""
+    """Lines about the overlap that Panorama needs for the seams of one of ours, by either estimator of a ratio."""
     lines = list[str]()
     criteria: list[tuple[str, Mapping[Method, Interval]]] = [("by edges and tones", {})]
     if patches:
         criteria.append(("by patches as well", patches))
-    for words, further in criteria:
-        found = needed(rows, ours, further)
+    for (criterion, further), estimator in itertools.product(criteria, (PICTURES, POOLED)):
+        words = f"{criterion}, {estimator}"
+        found = needed(rows, ours, further, estimator)
         if found is None:
-            lines.append(_none_is_enough(rows, ours, further, words))
+            lines.append(_none_is_enough(rows, ours, further, estimator, words))
         else:
             what = (
                 f"time of {_spelled(ours.method)} over Panorama's with {share(found.method.overlap)}, needed {words},"
             )
             lines.append(verdict(what, paired(ours.seconds, found.seconds), MOST_OF_NEEDED))
+    for peer in _peers(rows):
+        both = [measured(peer, ours, patches.get(peer.method), estimator) for estimator in (PICTURES, POOLED)]
+        below = [f"{name} {ratio}" for name, ratio in both[0].items() if ratio.high < 1 and both[1][name].high < 1]
+        if below:
+            what = f"Panorama's with {share(peer.method.overlap)} are below {_spelled(ours.method)}"
+            lines.append(f"note: {what}: {', '.join(below)}")
     return lines
 
 

@@ -113,7 +113,8 @@ def _top(data: Data, drawn: bool) -> str:
         "Results were compared with those of a wider precision before any time was taken; what failed has no figure, "
         "what was not compared is named. Times are medians ± interquartile range, the ways of a case taken in turns. "
         "A way's column is its time over ours, so above 1 tiledattn is faster; the fastest way of a row is bold, "
-        "whichever it is. Other work does not give the same result: its column is its time, never bold."
+        "whichever it is, where a peer was timed. Other work does not give the same result: its column is its time, "
+        "never bold."
     )
     return (
         f"<dl>{listed}</dl>{command}"

@@ -40,9 +40,7 @@ def fold(tiles: Tensor, layout: ta.TileLayout) -> Tensor:
     Raises:
         NotOfferedError: tiles that are not evenly spaced, since `F.fold` has one step per axis.
     """
-    for origins, step in zip(layout.axis_origins, layout.step, strict=True):
-        if origins != tuple(range(0, len(origins) * step, step)):
-            raise NotOfferedError("F.fold has one step; here the last tiles lie nearer to their neighbours")
+    _check_even(layout, "F.fold")
     count, batch = tiles.shape[:2]
     columns = tiles.permute(1, 2, 3, 4, 0).reshape(batch, -1, count)
     ones = tiles.new_ones(1, layout.tile_positions, count)
@@ -54,6 +52,29 @@ def slices(canvas: Tensor, layout: ta.TileLayout, out: Tensor | None = None) -> 
     """Slicing by hand, to new memory or to `out`."""
     height, width = layout.tile
     return torch.stack([canvas[:, :, y : y + height, x : x + width] for y, x in layout.origins], out=out)
+
+
+def unfold(canvas: Tensor, layout: ta.TileLayout, out: Tensor | None = None) -> Tensor:
+    """Windows of `Tensor.unfold`, copied next to each other, to new memory or to `out`.
+
+    Raises:
+        NotOfferedError: tiles that are not evenly spaced, as in `fold`.
+    """
+    _check_even(layout, "unfold")
+    windows = canvas
+    for axis, (width, step) in enumerate(zip(layout.tile, layout.step, strict=True)):
+        windows = windows.unfold(2 + axis, width, step)
+    windows = windows.permute(2, 3, 0, 1, 4, 5)
+    if out is None:
+        return windows.contiguous().flatten(0, 1)
+    out.view(windows.shape).copy_(windows)
+    return out
+
+
+def _check_even(layout: ta.TileLayout, name: str) -> None:
+    for origins, step in zip(layout.axis_origins, layout.step, strict=True):
+        if origins != tuple(range(0, len(origins) * step, step)):
+            raise NotOfferedError(f"{name} has one step; here the last tiles lie nearer to their neighbours")
 
 
 def pad_by_canvas(tiles: Tensor, layout: ta.TileLayout, pad: int) -> Tensor:

@@ -3,11 +3,11 @@
 Format 2. A run has
 
 - `command`: what to type to have it again,
-- `environment`: device, versions, commit and date,
-- `limits`: what the machine does at best, each a `name` ("matrix product" or "copy"), `dtype`, `rate` in `unit`
-  ("TFLOP/s" or "GB/s"), `spread`, `samples` and `what` was measured,
+- `environment`: device, versions, commit and date; with cases also the `threads` of torch and the `protocol`,
+- `limits`: what the machine does at best, each a `name` ("matrix product" in "TFLOP/s" or "copy" in "GB/s"), `dtype`,
+  `rate` in that `unit`, `spread`, `samples` and `what` was measured; one at least where there are cases,
 - `cases`: each with the useful work of one call (`amount`, floating-point operations or bytes), the bytes that must
-  move at least (`least_bytes`, 0 where unknown), and a row for every way to do it,
+  move at least (`least_bytes`, 0 where unknown), and one row or more, one for every way to do it,
 - `scaling`: times and memory against the size of the work, with fitted exponents (`tiledattn.bench.scaling`), each
   entry with the `command` that made it and the `environment` that it was made in, since a run is filled later.
 
@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import Any
 
 from .notes import Data
-from .tables import Cell, Table, about, all_tables, commands
+from .tables import LIMIT_OF, Cell, Table, about, all_tables, commands
 
 FORMAT = 2
 KINDS = ("ours", "peer", "bound", "limit")
@@ -36,6 +36,8 @@ AGAINST = ("canvas area", "halo", "tile", "threads")
 
 _RUN = {"format": int, "command": str, "environment": dict, "limits": list, "cases": list, "scaling": list}
 _ENVIRONMENT = {"date": str, "commit": str, "device": str, "device_name": str, "python": str, "torch": str}
+_THREADS: dict[str, type] = {"threads": int}
+_TAKEN = _THREADS | {"protocol": str}  # what times of cases depend on; a run of scaling alone has no protocol
 _LIMIT = {"name": str, "dtype": str, "unit": str, "rate": float, "spread": float, "samples": int, "what": str}
 _CASE = {"operation": str, "case": str, "dtype": str, "unit": str, "amount": float, "least_bytes": float, "rows": list}
 _ROW = {"way": str, "kind": str}
@@ -59,6 +61,10 @@ def validate(data: Any) -> Data:
     _fields("environment.", data["environment"], _ENVIRONMENT)
     for number, limit in enumerate(data["limits"]):
         _check_limit(f"limits[{number}].", limit)
+    if data["cases"]:
+        _fields("environment.", data["environment"], _TAKEN)
+        if not data["limits"]:
+            raise ValueError("limits: got none; expected one or more, since there are cases, whose rates are over them")
     for number, case in enumerate(data["cases"]):
         _check_case(f"cases[{number}].", case)
     _unique("cases", ((case["operation"], case["case"], case["dtype"]) for case in data["cases"]))
@@ -81,6 +87,7 @@ def dumps(data: Data) -> str:
 def _check_limit(place: str, limit: Any) -> None:
     _fields(place, limit, _LIMIT)
     _one_of(f"{place}unit", limit["unit"], UNITS)
+    _one_of(f"{place}name, in {limit['unit']}", limit["name"], (LIMIT_OF[limit["unit"]],))
     _positive(f"{place}rate", limit["rate"], "rate")
     _samples(place, limit)
 
@@ -92,6 +99,8 @@ def _check_case(place: str, case: Any) -> None:
         _positive(f"{place}amount", case["amount"], f"amount of work, since its unit is {case['unit']}")
     for name in ("amount", "least_bytes"):
         _not_negative(f"{place}{name}", case[name])
+    if not case["rows"]:
+        raise ValueError(f"{place}rows: got none; expected one or more")
     for index, row in enumerate(case["rows"]):
         _check_row(f"{place}rows[{index}].", row)
     _unique(f"{place}rows", (row["way"] for row in case["rows"]))
@@ -144,7 +153,7 @@ def _check_limits_of_cases(cases: list[Data]) -> None:
 
 def _check_scaling(place: str, entry: Any) -> None:
     _fields(place, entry, _SCALING | _MADE)
-    _fields(f"{place}environment.", entry["environment"], _ENVIRONMENT)
+    _fields(f"{place}environment.", entry["environment"], {**_ENVIRONMENT, **_THREADS})
     _one_of(f"{place}against", entry["against"], AGAINST)
     for index, point in enumerate(entry["points"]):
         at = f"{place}points[{index}]."

@@ -1,10 +1,11 @@
 """Whole denoiser steps: tiles alone, coupled, blended over an overlap, and the untiled model.
 
 The gate: the prediction that was timed must be what the same options give in float64 (float32 for large models) on the
-PyTorch backend, within twice what they give there in the same precision, plus a rounding unit. And, where a law says so
-(law 4 for UNets, law 5 for transformers without joint attention), the denoiser tiled with everything coupled must equal
-the untiled one on a canvas of 2 x 1 tiles, within the same budget. Only ours has ours' result: all other ways are other
-work.
+PyTorch backend, within twice what they give there in the same precision, plus a rounding unit. Where those options
+couple tiles, it must be far from that of tiles alone, since options that were lost would be lost in both precisions.
+And, where a law says so (law 4 for UNets, law 5 for transformers without joint attention), the denoiser tiled with
+everything coupled must equal the untiled one on a canvas of 2 x 1 tiles, within the same budget. Only ours has ours'
+result: all other ways are other work.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 import tiledattn as ta
 
 from .denoisers import DIT, FLUX_DIT, SDXL_UNET, UNET, Denoiser, sharing_copy
-from .ways import Call, Inputs, Judge, Kind, NotOfferedError, Verdict, Way, budget, nearest, random
+from .ways import Call, Inputs, Judge, Kind, NotOfferedError, Verdict, Way, budget, nearest, random, relative_error
 from .ways import Case as AnyCase
 
 ALONE: dict[str, Any] = {"halo": 0, "conv_halo": False, "norm": "tile"}
+UNCOUPLED = {**ALONE, "blend": "prediction"}  # joined tiles can't be alone
 MULTIDIFFUSION = {**ALONE, "window": "uniform"}
 OURS, TILES_ALONE, UNTILED = "coupled, no overlap", "tiles alone, no overlap", "untiled"
 SMALL_PARAMETERS = 50_000_000  # a model with more is judged by float32, not float64
+FAR = 100  # couplings move a prediction at least so many times as far as it may err
 
 # A model may fill the device: it lives as long as the calls of a case do.
 _held: WeakValueDictionary[tuple[Denoiser, str, torch.dtype], nn.Module] = WeakValueDictionary()
@@ -89,7 +92,7 @@ class StepCase(AnyCase):
         return [*found, (UNTILED, "bound", None)] if self.untiled else found
 
     def judge(self, inputs: Inputs, yardstick: torch.dtype | None = None) -> Judge:
-        """By the same options in a wider precision; ours by a law, too."""
+        """By the same options in a wider precision, coupled ways also by tiles alone; ours by a law, too."""
         (canvas,) = inputs
         options = {name: chosen for name, _, chosen in self._tilings()}
 
@@ -148,6 +151,8 @@ def same_verdict(
 ) -> Verdict:
     """How far a prediction is from the one that the same options give in a wider precision, on the PyTorch backend.
 
+    Where options couple tiles and the prediction is not far from that of tiles alone, it is the verdict on that.
+
     Args:
         options: of `enable_tiling`; None: untiled.
         found: the prediction of the canvas.
@@ -155,14 +160,37 @@ def same_verdict(
     """
     model = held_model(denoiser, canvas.device, canvas.dtype)
 
-    def step(dtype: torch.dtype) -> Tensor:
+    def step(dtype: torch.dtype, options: Mapping[str, Any] | None = options) -> Tensor:
         used = model if dtype == canvas.dtype else _converted(model, dtype)
         if options is not None:
             used = tiled_copy(denoiser, used, options)
         return denoiser.step(used, canvas.to(dtype))
 
     with ta.use_backend("torch"):
-        return finite_budget(found, step(yardstick or canvas.dtype).to(canvas.dtype), step(_wide(model)))
+        exact = step(_wide(model))
+        same = finite_budget(found, step(yardstick or canvas.dtype).to(canvas.dtype), exact)
+        if options is None or not couples(options) or not same.passed:
+            return same
+        alone = step(_wide(model), {**options, **UNCOUPLED})
+    if torch.finfo(canvas.dtype).bits < 32:  # may err by more than weak couplings move: the exact one stands in for it
+        moved = far_verdict(exact, alone, torch.finfo(torch.float32).eps)
+    else:
+        moved = far_verdict(found, alone, same.allowed)
+    return same if moved.passed else moved
+
+
+def couples(options: Mapping[str, Any]) -> bool:
+    """Whether tiles influence one another with these options of `enable_tiling`."""
+    return any(name not in options or options[name] != off for name, off in ALONE.items())
+
+
+def far_verdict(found: Tensor, alone: Tensor, allowed: float) -> Verdict:
+    """Whether couplings move a result `FAR` times as far as it may err.
+
+    The verdict's `error` is how far they must, its `allowed` how far they do.
+    """
+    moved = relative_error(alone, found)
+    return Verdict(FAR * allowed, moved if math.isfinite(moved) else 0.0)
 
 
 @torch.no_grad()

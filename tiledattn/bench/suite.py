@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
     with cores.pinned(options.threads) if device.type == "cpu" else _as_is() as kept_to:
         about = _about(options, device, kept_to, _case_seconds(options, pairs))
         data, status = measure(options, device, pairs, wanted, about, files)
-    if status == 130 and not data["cases"]:
+    if not data["cases"]:
+        if status != 130:
+            print("bench: nothing was run, nothing written", file=sys.stderr)
         return status
     print(report.tables(data))
     if earlier is not None:
@@ -87,6 +89,10 @@ def measure(
                     continue
                 with show(registry.label(case, dtype)):
                     done = runner.run(case, dtype, device, about["case_seconds"], wanted, cold=options.cold)
+                if not done["rows"]:
+                    label = registry.label(case, dtype)
+                    print(f"bench: {label}: left out, since it has none of the chosen ways", file=sys.stderr)
+                    continue
                 data["cases"].append(done)
                 data["command"] = _together(earlier.get("command"), options.command)
                 files.write(data)

@@ -22,6 +22,7 @@ from .notes import (
 SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 LIMIT_OF = {"TFLOP/s": "matrix product", "GB/s": "copy"}
 KIND_NAMES = {"bound": "other work"}  # where a kind is shown by another word
+ROUGH_SPREAD = 0.2  # a limit that is spread more widely is hardly one
 
 Fraction = Callable[[Data, Data], float | None]  # of a case and a row
 
@@ -82,7 +83,18 @@ def limits_table(data: Data) -> Table:
         for limit in data["limits"]
     ]
     head = ["limit", "dtype", "rate", "measured with"]
-    return Table("What torch reaches on this machine", head, rows, _strange_limits(data))
+    return Table("What torch reaches on this machine", head, rows, [*_rough_limits(data), *_strange_limits(data)])
+
+
+def _rough_limits(data: Data) -> list[Note]:
+    """Which rates are too widely spread for what is a fraction of them to be more than rough."""
+    named = "; ".join(
+        f"torch's {limit['name']}, {limit['dtype']}, {limit['what']}"
+        for limit in data["limits"]
+        if limit["spread"] > ROUGH_SPREAD
+    )
+    text = f"spread by more than {ROUGH_SPREAD:.0%}: {named}: fractions of such a rate are rough."
+    return [Note(text)] if named else []
 
 
 def _strange_limits(data: Data) -> list[Note]:
@@ -207,8 +219,13 @@ def first_of_ours(case: Data) -> Data | None:
 
 
 def winner(case: Data) -> Data | None:
-    """The fastest of the ways that give the case's result, ours or not; ours only if its result was compared."""
+    """The fastest of the ways that give the case's result, ours or not; ours only if its result was compared.
+
+    None where no peer has a time: ours would win against nobody, also where other work beside it is faster.
+    """
     rows = [row for row in case["rows"] if row["kind"] in ("ours", "peer") and "seconds" in row]
+    if all(row["kind"] == "ours" for row in rows):
+        return None
     rows = [row for row in rows if row["kind"] == "peer" or row["error"] is not None]
     return min(rows, key=lambda row: float(row["seconds"]), default=None)
 

@@ -109,7 +109,7 @@ class TileCase(Case):
                 "F.fold": (peers.fold, False),
             }
         if self.operation == "extraction":
-            return {"slices + stack": (peers.slices, True)}
+            return {"slices + stack": (peers.slices, True), "unfold": (peers.unfold, True)}
         return {"canvas, zeros, slices": (partial(peers.pad_by_canvas, pad=self.pad), False)}
 
     def _call(self, function: Function, inputs: Inputs) -> Call:

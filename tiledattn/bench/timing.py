@@ -204,8 +204,8 @@ def _calls_per_sample(clock: Clock, once: Sequence[float], of_round: float) -> i
     if not once:
         return 1
     wanted = int(LEAST_SECONDS / max(min(once), 1e-9)) + 1
-    affordable = int(of_round / (1 + clock.warms_up) / max(sum(once), 1e-9))
-    return max(1, min(clock.most_calls, wanted, affordable))
+    affordable = of_round / (1 + clock.warms_up) / max(sum(once), 1e-9)  # can be infinite
+    return max(1, int(min(clock.most_calls, wanted, affordable)))
 
 
 def _samples(cost: Mapping[str, float], budget: float, least: int) -> dict[str, int]:
@@ -214,13 +214,13 @@ def _samples(cost: Mapping[str, float], budget: float, least: int) -> dict[str, 
     All as many, if that is `GOOD_ROUNDS` or more; else equal shares of the budget, and what fast ways leave is the
     others'.
     """
-    common = min(MOST_ROUNDS, int(budget / max(sum(cost.values()), 1e-9)))
+    common = int(min(MOST_ROUNDS, budget / max(sum(cost.values()), 1e-9)))
     if common >= max(GOOD_ROUNDS, least):
         return dict.fromkeys(cost, common)
     left, found = budget, dict[str, int]()
     for place, name in enumerate(sorted(cost, key=lambda name: cost[name])):
-        affordable = int(left / (len(cost) - place) / max(cost[name], 1e-9))
-        found[name] = max(least, min(MOST_ROUNDS, affordable))
+        affordable = left / (len(cost) - place) / max(cost[name], 1e-9)
+        found[name] = max(least, int(min(MOST_ROUNDS, affordable)))
         left = max(0.0, left - found[name] * cost[name])
     return {name: found[name] for name in cost}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,8 +49,8 @@ class Verdict(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """False also for NaN."""
-        return self.error <= self.allowed
+        """False also for an error that is infinite or NaN, whatever is allowed."""
+        return math.isfinite(self.error) and self.error <= self.allowed
 
 
 Judge = Callable[[Any, Way], Verdict]
