@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiledattn.bench import denoisers, machinery
-from tiledattn.geometry import attention_plan
+from tiledattn.geometry.plan import _plan
 
 pytest.importorskip("diffusers")
 
@@ -27,11 +27,11 @@ def test_the_stub_goes_through_the_hook():
 
 def test_plans_are_forgotten_and_made():
     machinery.make_plans(CPU)
-    assert attention_plan.cache_info().currsize > 0
+    assert _plan.cache_info().currsize > 0
     machinery.forget_plans()
-    assert attention_plan.cache_info().currsize == 0
+    assert _plan.cache_info().currsize == 0
     machinery.make_plans(CPU)
-    assert attention_plan.cache_info().currsize == len(machinery.LEVELS)
+    assert _plan.cache_info().currsize == len(machinery.LEVELS)
 
 
 def test_measure_takes_all_times():

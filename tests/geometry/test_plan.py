@@ -313,3 +313,10 @@ def test_a_plan_takes_the_halos_that_operations_take():
     for halo, error in ((-4, ValueError), (2.5, TypeError), ("x", ValueError)):
         with pytest.raises(error, match="halo: "):
             attention_plan(layout, halo)
+
+
+def test_a_halo_may_be_a_list_and_no_bytes():
+    layout = ta.TileLayout((8, 8), 4)
+    assert attention_plan(layout, [1, 2]) is attention_plan(layout, (1, 2))
+    with pytest.raises(TypeError, match="halo: got b'ab'"):
+        attention_plan(layout, b"ab")

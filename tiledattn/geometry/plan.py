@@ -72,7 +72,7 @@ def normalize_halo(layout: TileLayout, halo: Halo) -> tuple[int, ...]:
             raise ValueError(f'halo: got {halo!r}; expected an int, one int per axis, or "all"')
         return layout.size
     values = (halo,) * axes if isinstance(halo, Integral) else halo
-    if not isinstance(values, Sequence):
+    if not isinstance(values, Sequence) or isinstance(values, (bytes, bytearray)):
         raise TypeError(f'halo: got {halo!r} ({type(halo).__name__}); expected an int, one int per axis, or "all"')
     if len(values) != axes:
         raise ValueError(f"halo: got {len(values)} values {tuple(values)}; the canvas has {axes} axes")
@@ -375,7 +375,6 @@ def _local_tokens(start: NDArray[np.int64], shape: NDArray[np.int64], tile: tupl
     return tokens
 
 
-@lru_cache(maxsize=256)
 def attention_plan(layout: TileLayout, halo: Halo, unwrapped: bool = False) -> AttentionPlan:
     """The plan of a layout (in tokens) and a halo per axis (see `normalize_halo`), cached by value.
 
@@ -385,6 +384,11 @@ def attention_plan(layout: TileLayout, halo: Halo, unwrapped: bool = False) -> A
     Raises:
         TypeError, ValueError: a halo that `normalize_halo` refuses.
     """
+    return _plan(layout, halo if type(halo) is tuple else normalize_halo(layout, halo), unwrapped)
+
+
+@lru_cache(maxsize=256)
+def _plan(layout: TileLayout, halo: tuple[int, ...], unwrapped: bool) -> AttentionPlan:
     halo = normalize_halo(layout, halo)
     if unwrapped and any(layout.wrap):
         plan = UnwrappedPlan(layout, halo)
