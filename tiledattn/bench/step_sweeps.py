@@ -27,9 +27,7 @@ def step_area(name: str, device: torch.device, grids: tuple[int, ...]) -> Sweep:
     fit_from = 36.0 if max(grids) >= 10 else 4.0
     note = "Memory of a denoiser step is what it takes at its peak beyond the weights."
     if fit_from > 4.0:
-        note += (
-            " Fitted from 6x6 tiles on: below, a part of a step costs the same on any canvas."
-        )
+        note += " Fitted from 6x6 tiles on: below, a part of a step costs the same on any canvas."
     return Sweep(f"denoiser step, {name}", "canvas area", "tiles", "float32", loads, fit_from=fit_from, note=note)
 
 
